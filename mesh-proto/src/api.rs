@@ -1,0 +1,263 @@
+//! Answers of the control socket, which are also what `mesh-ctl --json` prints. Versioned by `schema`; fields are added, never
+//! renamed. Times are RFC 3339, sizes bytes, durations seconds; a state that is not the good one has a `reason`.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Prefix;
+
+/// Version of all answers.
+pub const SCHEMA: u32 = 1;
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// This node.
+    pub node: String,
+    /// Its mesh.
+    pub mesh: String,
+    /// Of the daemon.
+    pub version: String,
+    /// `ok` or `degraded`.
+    pub state: String,
+    /// Why it is degraded, the most important first.
+    pub reasons: Vec<String>,
+    /// Worth knowing, but no degradation: repairs, notes on paths and offloads.
+    pub notes: Vec<String>,
+    /// When the certificate ends.
+    pub certificate_expires: String,
+    /// Peers by state.
+    pub peers_up: usize,
+    /// Configured or learned, did not leave politely, and not up.
+    pub peers_down: usize,
+}
+
+/// `GET /v1/peers`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Peers {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// All of them.
+    pub peers: Vec<Peer>,
+}
+
+/// A peer; `GET /v1/peers/NAME` wraps one in `PeerAnswer`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its name; for an endpoint where no node is known, the endpoint; for a refused stranger, its address.
+    pub name: String,
+    /// `up`, `dialing`, `down`, `left`, `refused`.
+    pub state: String,
+    /// Metric label of why it is not up.
+    pub reason: Option<String>,
+    /// The same in words.
+    pub detail: Option<String>,
+    /// Where it is, or is looked for.
+    pub endpoint: Option<String>,
+    /// Endpoints known.
+    pub endpoints: Vec<String>,
+    /// `file`, `runtime` or `learned`.
+    pub origin: String,
+    /// Since when it is in this state.
+    pub since: String,
+    /// Round-trip time.
+    pub rtt_seconds: Option<f64>,
+    /// Largest inner packet.
+    pub path_mtu_bytes: Option<u32>,
+    /// How packets travel.
+    pub transport: Option<String>,
+    /// When its certificate ends.
+    pub certificate_expires: Option<String>,
+    /// Inner packets and bytes.
+    pub receive_packets: u64,
+    /// See there.
+    pub receive_bytes: u64,
+    /// See there.
+    pub transmit_packets: u64,
+    /// See there.
+    pub transmit_bytes: u64,
+    /// Networks it carries, as `name: prefixes`.
+    pub networks: Vec<String>,
+}
+
+/// `GET /v1/peers/NAME`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerAnswer {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// The peer.
+    pub peer: Peer,
+}
+
+/// `POST /v1/peers`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerAdd {
+    /// `host:port`.
+    pub endpoint: String,
+}
+
+/// An answer to a change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Done {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// What was done.
+    pub done: String,
+}
+
+/// `GET /v1/networks`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Networks {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// All of them.
+    pub networks: Vec<Network>,
+}
+
+/// A network of this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its name.
+    pub name: String,
+    /// Segment interface.
+    pub interface: String,
+    /// TUN device.
+    pub tun: String,
+    /// Local subnets.
+    pub subnets: Vec<Prefix>,
+    /// Mesh prefixes, in the order of the subnets.
+    pub prefixes: Vec<Prefix>,
+    /// Announced prefixes.
+    pub announced: Vec<Prefix>,
+    /// As configured.
+    pub egress: String,
+    /// Nodes that carry it, besides this one.
+    pub nodes: usize,
+}
+
+/// `GET /v1/routes`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Routes {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// All of them.
+    pub routes: Vec<Route>,
+}
+
+/// A prefix and its owner.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Route {
+    /// The network.
+    pub network: String,
+    /// The prefix.
+    pub prefix: Prefix,
+    /// The owner.
+    pub node: String,
+    /// `mesh` or `announced`.
+    pub kind: String,
+    /// `local`, `installed`, `unreachable` or `conflict`.
+    pub state: String,
+    /// Why it is not installed.
+    pub reason: Option<String>,
+    /// Largest packet on it.
+    pub mtu: Option<u32>,
+}
+
+/// `GET /v1/routes/get?address=A`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RouteGet {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// Asked for.
+    pub address: IpAddr,
+    /// The longest match of each network.
+    pub routes: Vec<Route>,
+    /// Why there is none.
+    pub reason: Option<String>,
+}
+
+/// `GET /v1/egress`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EgressAnswer {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// Per network and destination.
+    pub egress: Vec<Egress>,
+}
+
+/// Who carries a destination.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Egress {
+    /// The network.
+    pub network: String,
+    /// The destination.
+    pub destination: Prefix,
+    /// `active`, `standby` (not the preferred one), `none`, `local`, `refused`.
+    pub state: String,
+    /// Why it is not `active`.
+    pub reason: Option<String>,
+    /// The node in use.
+    pub elected: Option<String>,
+    /// In order of preference.
+    pub candidates: Vec<Candidate>,
+}
+
+/// A candidate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Who.
+    pub node: String,
+    /// `alive` or `down`.
+    pub state: String,
+}
+
+/// `POST /v1/trace`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TraceAsk {
+    /// The network, where more than one would fit.
+    pub network: Option<String>,
+    /// A VM's address, as the VM sees it.
+    pub from: IpAddr,
+    /// Where to.
+    pub to: IpAddr,
+}
+
+/// Its answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trace {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// `arrives` or `refused`.
+    pub state: String,
+    /// Why it is refused.
+    pub reason: Option<String>,
+    /// In order.
+    pub hops: Vec<Hop>,
+}
+
+/// A line of a packet's journey.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hop {
+    /// From 1.
+    pub hop: usize,
+    /// Node, or `vm`.
+    pub host: String,
+    /// As the packet leaves this hop.
+    pub source: IpAddr,
+    /// As the packet leaves this hop.
+    pub destination: IpAddr,
+    /// What was done.
+    pub action: String,
+}
+
+/// Any refusal: `application/problem+json` (RFC 9457).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Problem {
+    /// HTTP status.
+    pub status: u16,
+    /// What, and the remedy.
+    pub title: String,
+}

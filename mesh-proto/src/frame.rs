@@ -1,0 +1,93 @@
+//! The frame around one inner packet: what the payload of a QUIC DATAGRAM (RFC 9221) holds.
+//!
+//! ```text
+//!  0               1               2
+//! +---------------+---------------+------------------------
+//! | network       | flags         | inner packet (IPv4/IPv6)
+//! +---------------+---------------+------------------------
+//!                  0 0 0 0 0 0 0 P      P: checksum partial
+//! ```
+//!
+//! `network` is the *receiver's* number of the network, as its hello tells. Both bytes are authenticated with the
+//! packet. Whether the peer may use that network is for `mesh-node`'s `forward` to say, packet by packet.
+
+use crate::limits::FRAME_HEADER;
+
+/// The transport checksum covers the pseudo-header only: the sending kernel left the rest to the last hop.
+const PARTIAL: u8 = 1;
+
+/// What stands before the inner packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// The receiver's number of the network.
+    pub network: u8,
+    /// Whether the transport checksum is still to be finished.
+    pub checksum_partial: bool,
+}
+
+/// Bytes that are not a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// No room for a header and at least one byte of packet.
+    #[error("a frame of {0} bytes has no packet in it")]
+    Short(usize),
+    /// A flag that no version of ours has. Its meaning cannot be guessed, so the packet is not used.
+    #[error("unknown flags {0:#04x} in a frame")]
+    Flags(u8),
+}
+
+impl FrameHeader {
+    /// The header as it goes on the wire.
+    pub fn encode(self) -> [u8; FRAME_HEADER] {
+        [self.network, if self.checksum_partial { PARTIAL } else { 0 }]
+    }
+
+    /// Splits a frame into header and inner packet. The packet is never empty, and otherwise unchecked.
+    pub fn decode(frame: &[u8]) -> Result<(Self, &[u8]), FrameError> {
+        match frame {
+            [] | [_] | [_, _] => Err(FrameError::Short(frame.len())),
+            [_, flags, ..] if flags & !PARTIAL != 0 => Err(FrameError::Flags(*flags)),
+            [network, flags, packet @ ..] => {
+                Ok((Self { network: *network, checksum_partial: flags & PARTIAL != 0 }, packet))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_comes_back_as_it_was_sent() {
+        for network in [0, 1, 63, 255] {
+            for checksum_partial in [false, true] {
+                let header = FrameHeader { network, checksum_partial };
+                let mut frame = header.encode().to_vec();
+                frame.extend_from_slice(b"packet");
+                assert_eq!(FrameHeader::decode(&frame), Ok((header, &b"packet"[..])));
+            }
+        }
+    }
+
+    #[test]
+    fn the_bytes_on_the_wire_are_these() {
+        assert_eq!(FrameHeader { network: 7, checksum_partial: false }.encode(), [7, 0]);
+        assert_eq!(FrameHeader { network: 7, checksum_partial: true }.encode(), [7, 1]);
+    }
+
+    #[test]
+    fn a_frame_without_a_packet_is_refused() {
+        for len in 0..=FRAME_HEADER {
+            assert_eq!(FrameHeader::decode(&[0; FRAME_HEADER][..len]), Err(FrameError::Short(len)));
+        }
+    }
+
+    #[test]
+    fn every_flag_but_the_known_one_is_refused() {
+        for flags in 0..=255u8 {
+            let frame = [0, flags, 0x45];
+            assert_eq!(FrameHeader::decode(&frame).is_ok(), flags <= 1, "{flags:#04x}");
+        }
+    }
+}

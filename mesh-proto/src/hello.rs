@@ -1,0 +1,247 @@
+//! Control messages, and the first exchange on a new tunnel.
+//!
+//! ```text
+//!   dialer                               acceptor
+//!     │ ── TLS 1.3, both certificates ──── │
+//!     │ ── Hello ────────────────────────► │  checks version, mesh, that the name is the certificate's
+//!     │ ◄──────────────────────── Hello ── │  up
+//!  up │ ◄──────────── Records, … ────────► │
+//! ```
+//! A dialer believes that it is connected before the acceptor has seen its certificate (TLS 1.3), so a tunnel is up
+//! only when the peer's hello has arrived.
+
+use bincode::{Decode, Encode};
+
+use crate::codec::{self, DecodeError, HEADER, Header};
+use crate::record::SignedRecord;
+use crate::{MeshId, NetworkName, NodeId};
+
+/// What a node says first.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Hello {
+    /// `limits::PROTOCOL_VERSION` of the sender.
+    pub version: u16,
+    /// The sender's mesh.
+    pub mesh: MeshId,
+    /// The sender's name; must be the one in its certificate.
+    pub node: NodeId,
+    /// Rises at each start of the sender: the newer of two connections wins.
+    pub generation: u64,
+    /// Networks that the sender carries, with the handle that packets *to the sender* have to bear.
+    pub networks: Vec<NetworkHandle>,
+}
+
+/// A network and its number at the node that says so.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct NetworkHandle {
+    /// Byte in front of each packet.
+    pub handle: u8,
+    /// The network.
+    pub name: NetworkName,
+}
+
+/// Asks the next node of a packet's journey what it would do.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct TraceRequest {
+    /// Chosen by the asker.
+    pub id: u64,
+    /// The network the packet is in.
+    pub network: NetworkName,
+    /// As it arrives from the tunnel.
+    pub source: std::net::IpAddr,
+    /// As it arrives from the tunnel.
+    pub destination: std::net::IpAddr,
+}
+
+/// One line of a packet's journey.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct TraceHop {
+    /// Where.
+    pub host: String,
+    /// Source address as it leaves this hop.
+    pub source: std::net::IpAddr,
+    /// Destination address as it leaves this hop.
+    pub destination: std::net::IpAddr,
+    /// What was done.
+    pub action: String,
+}
+
+/// The rest of the journey.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct TraceReply {
+    /// Of the request.
+    pub id: u64,
+    /// Hops on the answering node.
+    pub hops: Vec<TraceHop>,
+    /// Why the packet ends there without arriving.
+    pub refused: Option<String>,
+}
+
+/// All that goes over a control stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// First, both ways.
+    Hello(Hello),
+    /// Records that the sender knows.
+    Records(Vec<SignedRecord>),
+    /// See there.
+    TraceRequest(TraceRequest),
+    /// See there.
+    TraceReply(TraceReply),
+}
+
+impl Message {
+    /// Header and body.
+    pub fn encode(&self) -> Vec<u8> {
+        let (kind, body) = match self {
+            Self::Hello(m) => (1, codec::encode(m)),
+            Self::Records(m) => (2, codec::encode(m)),
+            Self::TraceRequest(m) => (3, codec::encode(m)),
+            Self::TraceReply(m) => (4, codec::encode(m)),
+        };
+        let mut bytes = Vec::with_capacity(HEADER + body.len());
+        bytes.extend_from_slice(&Header { kind, len: body.len() }.encode());
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
+    /// `None`: a kind of a later version, to be stepped over.
+    pub fn decode(kind: u8, body: &[u8]) -> Result<Option<Self>, DecodeError> {
+        Ok(Some(match kind {
+            1 => Self::Hello(codec::decode(body)?),
+            2 => Self::Records(codec::decode(body)?),
+            3 => Self::TraceRequest(codec::decode(body)?),
+            4 => Self::TraceReply(codec::decode(body)?),
+            _ => return Ok(None),
+        }))
+    }
+}
+
+/// Why a connection is closed: the code of QUIC's CONNECTION_CLOSE of type 0x1d (RFC 9000 section 19.19).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CloseCode {
+    /// Given up before the hello; also what QUIC says for a connection that is simply dropped.
+    Abandoned = 0,
+    /// The other of two connections is kept.
+    Superseded = 1,
+    /// Another protocol version.
+    Version = 2,
+    /// Another mesh.
+    Mesh = 3,
+    /// Not the node that was expected.
+    Name = 4,
+    /// A message was malformed or out of turn.
+    Protocol = 5,
+    /// The record claims what the certificate does not allow.
+    Grant = 6,
+    /// The operator removed the peer.
+    Removed = 7,
+    /// The peer's certificate has expired.
+    Expired = 8,
+    /// No hello in time.
+    Timeout = 9,
+    /// The node leaves.
+    Leaving = 10,
+}
+
+impl CloseCode {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Abandoned,
+        Self::Superseded,
+        Self::Version,
+        Self::Mesh,
+        Self::Name,
+        Self::Protocol,
+        Self::Grant,
+        Self::Removed,
+        Self::Expired,
+        Self::Timeout,
+        Self::Leaving,
+    ];
+
+    /// From a number on the wire.
+    pub fn from_wire(code: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|c| *c as u64 == code)
+    }
+
+    /// Label in metrics and logs.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Abandoned => "abandoned",
+            Self::Leaving => "leaving",
+            Self::Superseded => "superseded",
+            Self::Version => "version",
+            Self::Mesh => "other_mesh",
+            Self::Name => "name_mismatch",
+            Self::Protocol => "protocol",
+            Self::Grant => "prefix_not_allowed",
+            Self::Removed => "removed",
+            Self::Expired => "certificate_expired",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello() -> Message {
+        Message::Hello(Hello {
+            version: 1,
+            mesh: "lab".parse().unwrap(),
+            node: "ph1".parse().unwrap(),
+            generation: 7,
+            networks: vec![NetworkHandle { handle: 0, name: "default".parse().unwrap() }],
+        })
+    }
+
+    fn split(bytes: &[u8]) -> (Header, &[u8]) {
+        (Header::decode(bytes[..HEADER].try_into().unwrap()).unwrap(), &bytes[HEADER..])
+    }
+
+    #[test]
+    fn a_message_survives_the_wire() {
+        let bytes = hello().encode();
+        let (header, body) = split(&bytes);
+        assert_eq!(header.len, body.len());
+        assert_eq!(Message::decode(header.kind, body).unwrap(), Some(hello()));
+    }
+
+    #[test]
+    fn the_bytes_of_a_hello_do_not_change() {
+        let (_, body) = (0, &hello().encode()[HEADER..].to_vec());
+        assert_eq!(body.as_slice(), b"\x01\x03lab\x03ph1\x07\x01\x00\x07default");
+    }
+
+    #[test]
+    fn trailing_and_missing_bytes_are_refused_and_unknown_kinds_stepped_over() {
+        let bytes = hello().encode();
+        let (header, body) = split(&bytes);
+        let mut longer = body.to_vec();
+        longer.push(0);
+        assert_eq!(Message::decode(header.kind, &longer), Err(DecodeError::Trailing(1)));
+        assert!(Message::decode(header.kind, &body[..body.len() - 1]).is_err());
+        assert_eq!(Message::decode(200, body), Ok(None));
+    }
+
+    #[test]
+    fn hostile_lengths_are_refused_without_allocating() {
+        // a Vec of 2^64 - 1 records
+        let body = [0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+        assert!(Message::decode(2, &body).is_err());
+        let mut header = Header { kind: 1, len: 0 }.encode();
+        header[4] = 0xff;
+        assert!(matches!(Header::decode(&header), Err(DecodeError::TooLong(_))));
+        header[0] = 0;
+        assert!(matches!(Header::decode(&header), Err(DecodeError::Magic(_))));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic(kind in 0u8..6, body in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
+            let _ = Message::decode(kind, &body);
+        }
+    }
+}
