@@ -1,0 +1,376 @@
+//! The configuration file. The document is walked, not deserialized: a deserializer stops at its first error, and an
+//! operator wants all of them at once, each with line, key, value and remedy.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use mesh_proto::{NetworkName, NodeId, Prefix};
+
+use crate::forward::fib::Expose;
+
+mod check;
+mod walk;
+
+use walk::{Section, Walk};
+
+/// A whole configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are the keys of the file")]
+pub struct Config {
+    pub path: PathBuf,
+    pub node: NodeConfig,
+    pub peers: Vec<PeerConfig>,
+    pub networks: Vec<NetworkConfig>,
+    pub egress: Vec<EgressConfig>,
+}
+
+/// `[node]`; `metrics` is none when off, `mtu` when automatic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are the keys of the file")]
+pub struct NodeConfig {
+    pub listen: SocketAddr,
+    pub metrics: Option<SocketAddr>,
+    pub ca: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub state_dir: PathBuf,
+    pub control_socket: PathBuf,
+    pub advertise: Vec<SocketAddr>,
+    pub keepalive: Duration,
+    pub mtu: Option<u32>,
+    pub expose: Vec<Expose>,
+    pub on_stop: OnStop,
+    pub foreign_chains: ForeignChains,
+    pub workers: u16,
+}
+
+/// What becomes of the routes at a polite stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStop {
+    /// They go.
+    Remove,
+    /// Unreachable routes stay until the next start.
+    Block,
+}
+
+/// What to do about a user's forward chain that drops mesh traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForeignChains {
+    /// Name it in the status.
+    Report,
+    /// Put two accept rules there.
+    Insert,
+}
+
+/// `[[peer]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are the keys of the file")]
+pub struct PeerConfig {
+    pub endpoint: String,
+    pub name: Option<NodeId>,
+    pub line: usize,
+}
+
+/// `[[network]]`; no subnets: read from the interface; no prefixes: equal to the subnets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are the keys of the file")]
+pub struct NetworkConfig {
+    pub name: NetworkName,
+    pub interface: String,
+    pub subnets: Vec<Prefix>,
+    pub prefixes: Vec<Prefix>,
+    pub announce: Vec<AnnounceConfig>,
+    pub egress: EgressChoice,
+    pub line: usize,
+}
+
+/// One item of `announce`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are the keys of the file")]
+pub struct AnnounceConfig {
+    pub prefix: Prefix,
+    pub via: Option<IpAddr>,
+    pub internet_own: bool,
+}
+
+/// Which nodes a network leaves the mesh by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EgressChoice {
+    /// It does not.
+    None,
+    /// This host.
+    Local,
+    /// Any that offers, by priority.
+    Auto,
+    /// These, in order.
+    Nodes(Vec<NodeId>),
+}
+
+/// `[[egress]]`; no `snat`: masquerade; no `destination`: the default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are the keys of the file")]
+pub struct EgressConfig {
+    pub networks: Vec<NetworkName>,
+    pub interface: String,
+    pub snat: Vec<IpAddr>,
+    pub destination: Vec<Prefix>,
+    pub priority: u32,
+    pub line: usize,
+}
+
+/// A network with what its interface says filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedNetwork {
+    /// Subnet and mesh prefix.
+    pub maps: Vec<(Prefix, Prefix)>,
+    /// Subnet and the interface's own address within.
+    pub subnets_with_gateway: Vec<(Prefix, IpAddr)>,
+}
+
+/// One thing wrong with the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file.
+    pub path: PathBuf,
+    /// From 1.
+    pub line: usize,
+    /// Key, value, what is wrong, remedy.
+    pub text: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.path.display(), self.line, self.text)
+    }
+}
+
+/// All that is wrong with the file, by line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, error) in self.0.iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl Config {
+    /// Reads and checks the text of a file; `path` is for the messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigErrors> {
+        let (config, errors) = Self::read(text, path);
+        if errors.0.is_empty() { Ok(config) } else { Err(errors) }
+    }
+
+    /// What could be read, and all that is wrong: so that whoever looks at interfaces and certificates as well can tell
+    /// everything at once.
+    pub fn read(text: &str, path: &Path) -> (Self, ConfigErrors) {
+        let mut w = Walk::new(text, path);
+        let config = w.document(path);
+        check::check(&config, &mut w);
+        w.errors.sort_by_key(|e| e.line);
+        (config, ConfigErrors(w.errors))
+    }
+}
+
+fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
+    const LATER: &[&str] = &["probe"];
+    w.keys(
+        s,
+        &[
+            "listen",
+            "metrics",
+            "ca",
+            "certificate",
+            "key",
+            "state_dir",
+            "control_socket",
+            "advertise",
+            "keepalive",
+            "mtu",
+            "transport",
+            "workers",
+            "expose",
+            "on_stop",
+            "foreign_chains",
+        ],
+        LATER,
+    );
+    let path = |w: &mut Walk<'_>, key, default: &str| {
+        PathBuf::from(w.text(s, key).unwrap_or_else(|| default.into()))
+    };
+    let listen = w.one(s, "listen", |t| match address(t) {
+        Ok(a) if a.port() == 0 => Err("port 0 cannot be found by peers; give one, such as 4650".into()),
+        other => other,
+    });
+    let metrics = w.one(s, "metrics", |t| if t == "off" { Ok(None) } else { address(t).map(Some) });
+    w.one(s, "transport", |t| match t {
+        "datagram" => Ok(()),
+        "lanes" => Err("not supported by this version; write \"datagram\" or remove it".into()),
+        _ => Err("is no transport; write \"datagram\"".into()),
+    });
+    if w.number(s, "workers", 0, u32::MAX).is_some_and(|n| n != 1) {
+        w.at(s, "workers", "not supported by this version; write 1 or remove it");
+    }
+    let mtu = if w.is_text(s, "mtu", "auto") { None } else { w.number(s, "mtu", 576, 65000) };
+    NodeConfig {
+        listen: listen.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4650))),
+        metrics: metrics.unwrap_or(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9650)))),
+        ca: path(w, "ca", "/etc/mesh/ca.pem"),
+        certificate: path(w, "certificate", "/etc/mesh/node.pem"),
+        key: path(w, "key", "/etc/mesh/node.key"),
+        state_dir: path(w, "state_dir", "/var/lib/mesh"),
+        control_socket: path(w, "control_socket", "/run/mesh/node.sock"),
+        advertise: w.many(s, "advertise", address),
+        keepalive: w.one(s, "keepalive", duration).unwrap_or(Duration::from_secs(1)),
+        mtu,
+        // The default of `expose` is icmp; an empty list closes the host altogether.
+        expose: if s.has("expose") { w.many(s, "expose", expose) } else { vec![Expose::Icmp] },
+        on_stop: w
+            .one(s, "on_stop", |t| match t {
+                "remove" => Ok(OnStop::Remove),
+                "block" => Ok(OnStop::Block),
+                _ => Err("write \"remove\" or \"block\"".into()),
+            })
+            .unwrap_or(OnStop::Remove),
+        foreign_chains: w
+            .one(s, "foreign_chains", |t| match t {
+                "report" => Ok(ForeignChains::Report),
+                "insert" => Ok(ForeignChains::Insert),
+                _ => Err("write \"report\" or \"insert\"".into()),
+            })
+            .unwrap_or(ForeignChains::Report),
+        workers: 1,
+    }
+}
+
+fn peer(w: &mut Walk<'_>, s: &Section<'_>) -> Option<PeerConfig> {
+    w.keys(s, &["endpoint", "name"], &["probe"]);
+    w.need(s, "endpoint");
+    let endpoint = w.one(s, "endpoint", |t| {
+        let (host, port) = t.rsplit_once(':').unwrap_or((t, ""));
+        let named =
+            !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        let ok = t.parse::<SocketAddr>().is_ok() || named;
+        if ok && port.parse::<u16>().is_ok_and(|p| p > 0) {
+            Ok(t.to_owned())
+        } else {
+            Err("is not HOST:PORT; write it as 198.51.100.12:4650, [2001:db8::1]:4650 or ph2.example:4650"
+                .into())
+        }
+    });
+    let name = w.one(s, "name", parsed);
+    Some(PeerConfig { endpoint: endpoint?, name, line: s.line })
+}
+
+fn network(w: &mut Walk<'_>, s: &Section<'_>) -> Option<NetworkConfig> {
+    w.keys(
+        s,
+        &["name", "interface", "subnet", "prefix", "announce", "egress"],
+        &["egress_preempt", "egress_fallback", "egress_balance", "probe"],
+    );
+    w.need(s, "name");
+    w.need(s, "interface");
+    let name = w.one(s, "name", parsed);
+    let interface = w.one(s, "interface", interface);
+    let subnets = w.many(s, "subnet", parsed);
+    let prefixes = w.many(s, "prefix", parsed);
+    let announce = w.announce(s);
+    let egress = if w.is_text(s, "egress", "none") {
+        EgressChoice::None
+    } else if w.is_text(s, "egress", "local") {
+        EgressChoice::Local
+    } else if w.is_text(s, "egress", "auto") {
+        EgressChoice::Auto
+    } else {
+        let nodes = w.many(s, "egress", |t| match t {
+            "none" | "local" | "auto" => Err("stands alone; write it as a string, not within a list".into()),
+            _ => parsed(t),
+        });
+        if nodes.is_empty() { EgressChoice::None } else { EgressChoice::Nodes(nodes) }
+    };
+    Some(NetworkConfig {
+        name: name?,
+        interface: interface?,
+        subnets,
+        prefixes,
+        announce,
+        egress,
+        line: s.line,
+    })
+}
+
+fn egress(w: &mut Walk<'_>, s: &Section<'_>) -> Option<EgressConfig> {
+    w.keys(s, &["network", "interface", "snat", "destination", "priority"], &["probe", "shared"]);
+    w.need(s, "network");
+    w.need(s, "interface");
+    let networks = w.many(s, "network", parsed);
+    let interface = w.one(s, "interface", interface);
+    let snat: Vec<IpAddr> =
+        if w.is_text(s, "snat", "masquerade") { Vec::new() } else { w.many(s, "snat", parsed) };
+    if snat.iter().filter(|a| a.is_ipv4()).count() > 1 || snat.iter().filter(|a| a.is_ipv6()).count() > 1 {
+        w.at(s, "snat", "has two addresses of one family; keep one a family");
+    }
+    let destination = w.many(s, "destination", parsed);
+    let priority = w.number(s, "priority", 0, u32::MAX).unwrap_or(100);
+    Some(EgressConfig { networks, interface: interface?, snat, destination, priority, line: s.line })
+}
+
+fn parsed<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|e: T::Err| format!("{e}; correct it"))
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "is not ADDRESS:PORT; write it as 192.0.2.1:4650 or [2001:db8::1]:4650".into())
+}
+
+fn interface(text: &str) -> Result<String, String> {
+    let ok = (1..=15).contains(&text.len())
+        && !text.contains(['/', ':'])
+        && !text.contains(char::is_whitespace)
+        && text != "."
+        && text != "..";
+    if ok {
+        Ok(text.to_owned())
+    } else {
+        Err("is no interface name; give 1 to 15 bytes without space, / and :".into())
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let number = |t: &str| t.parse::<u64>().ok();
+    let given = match text.strip_suffix("ms") {
+        Some(t) => number(t).map(Duration::from_millis),
+        None => text.strip_suffix('s').and_then(number).map(Duration::from_secs),
+    };
+    match given {
+        Some(d) if (Duration::from_millis(100)..=Duration::from_secs(60)).contains(&d) => Ok(d),
+        Some(_) => Err("is out of range; give 100ms to 60s".into()),
+        None => Err("is not a duration; write it as \"1s\" or \"500ms\"".into()),
+    }
+}
+
+fn expose(text: &str) -> Result<Expose, String> {
+    let port = |t: &str| t.parse::<u16>().ok().filter(|p| *p > 0);
+    match text.split_once('/') {
+        None if text == "icmp" => Some(Expose::Icmp),
+        None if text == "all" => Some(Expose::All),
+        Some(("tcp", t)) => port(t).map(Expose::Tcp),
+        Some(("udp", t)) => port(t).map(Expose::Udp),
+        _ => None,
+    }
+    .ok_or_else(|| "is unknown; write \"icmp\", \"tcp/22\", \"udp/53\" or \"all\"".into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const NET: &str = "[[network]]\nname = \"a\"\ninterface = \"br0\"\nsubnet = \"10.0.0.0/24\"\n";
+
+fn parse(text: &str) -> Result<Config, ConfigErrors> {
+    Config::parse(text, Path::new("node.toml"))
+}
+
+#[test]
+fn the_deployed_example_parses() {
+    let config = parse(include_str!("../../../deploy/mesh-node.toml")).expect("parses");
+    assert_eq!((config.networks.len(), config.peers.len()), (1, 1));
+    assert_eq!(config.node.expose, [Expose::Icmp]);
+}
+
+#[test]
+fn each_bad_file_names_its_line_and_what_is_wrong() {
+    for (text, line, words) in [
+        ("[node]\nlisen = \"x\"", 2, "did you mean listen?"),
+        ("[node]\nlisten = \"0.0.0.0:0\"", 2, "port 0"),
+        ("[node]\nkeepalive = \"1h\"", 2, "not a duration"),
+        ("[node]\nmtu = 100", 2, "576 to 65000"),
+        ("[node]\nworkers = 2", 2, "not supported by this version"),
+        ("[node]\ntransport = \"lanes\"", 2, "not supported by this version"),
+        ("[[peer]]\nendpoint = \"x\"", 2, "HOST:PORT"),
+        ("[[network]]\nname = \"a\"", 1, "interface: missing"),
+        ("[[egress]]\nnetwork = \"b\"\ninterface = \"e\"", 1, "no such [[network]]"),
+    ] {
+        let errors = parse(text).expect_err(text);
+        assert!(errors.0.iter().any(|e| e.line == line && e.text.contains(words)), "{text}: {errors}");
+    }
+}
+
+#[test]
+fn all_errors_of_a_file_come_at_once_by_line() {
+    let errors = parse("[node]\nmtu = 1\nlisten = \"x\"\n[foo]\n").expect_err("bad");
+    assert_eq!(errors.0.iter().map(|e| e.line).collect::<Vec<_>>(), [2, 3, 4]);
+}
+
+#[test]
+fn a_bridge_without_an_address_is_refused_with_the_remedy() {
+    let config = parse(NET).expect("parses");
+    let errors = config.networks[0].resolve(&[]).expect_err("no address");
+    assert!(errors[0].contains("ip addr add ADDRESS/24 dev br0"));
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_text_never_panics(text in "[\\[\\]a-z=\"\n 0-9./{},]{0,200}|\\PC*") {
+        let _ = parse(&text);
+    }
+}

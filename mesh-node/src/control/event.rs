@@ -1,0 +1,261 @@
+//! `Input` and `Output`: the whole vocabulary of `Control`, as plain data.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_proto::hello::{CloseCode, Hello, Message};
+use mesh_proto::identity::Identity;
+use mesh_proto::record::SignedRecord;
+use mesh_proto::{NetworkName, NodeId, Prefix};
+
+use super::host::HostState;
+use crate::config::{AnnounceConfig, EgressChoice, EgressConfig};
+use crate::forward::fib::{Expose, NetworkIx, NetworkSpec, PeerIx};
+
+/// A moment, by both clocks: timers run on `mono`, records and certificates on `unix_ms`.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// Monotonic.
+    pub mono: Instant,
+    /// Milliseconds since 1970.
+    pub unix_ms: u64,
+}
+
+/// One QUIC connection, numbered by `io`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// Why a tunnel ended, or never came to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// Metric label.
+    pub label: &'static str,
+    /// For people: what happened, with the values.
+    pub text: String,
+}
+
+/// Whom to dial.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// A configured endpoint (`host:port`) of which no node is known yet.
+    Seed(String),
+    /// A node.
+    Node(NodeId),
+}
+
+/// One network of this node, with its interface looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalNetwork {
+    /// Its number here.
+    pub ix: NetworkIx,
+    /// Its name.
+    pub name: NetworkName,
+    /// Segment interface.
+    pub interface: String,
+    /// TUN device.
+    pub tun: String,
+    /// (local subnet, mesh prefix).
+    pub maps: Vec<(Prefix, Prefix)>,
+    /// (local subnet, the host's address in it).
+    pub gateways: Vec<(Prefix, IpAddr)>,
+    /// Announced prefixes.
+    pub announce: Vec<AnnounceConfig>,
+    /// Preferred egress.
+    pub egress: EgressChoice,
+}
+
+/// All that this node is told of itself.
+#[derive(Debug, Clone)]
+pub struct LocalNode {
+    /// From the certificate.
+    pub identity: Identity,
+    /// Rises at each start.
+    pub generation: u64,
+    /// Endpoints told to others.
+    pub endpoints: Vec<SocketAddr>,
+    /// Networks carried.
+    pub networks: Vec<LocalNetwork>,
+    /// Egress configured: offered to others if the certificate allows, and how "local" leaves.
+    pub egress: Vec<EgressConfig>,
+    /// What egress refuses unless opened by name: this host's addresses and connected networks.
+    pub connected: Vec<Prefix>,
+    /// Connected networks by device, segments excepted.
+    pub links: Vec<(String, Prefix)>,
+    /// What of the host the mesh may reach.
+    pub expose: Vec<Expose>,
+    /// Peers from the file.
+    pub seeds: Vec<(String, Option<NodeId>)>,
+    /// Uplink devices, by the main routing table.
+    pub uplinks: Vec<String>,
+    /// A dead peer is seen within three of these.
+    pub keepalive: Duration,
+    /// Limit of inner packets, if configured.
+    pub mtu: Option<u32>,
+}
+
+/// State kept on disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// Endpoints of peers added at run time.
+    pub peers: Vec<String>,
+    /// Nodes removed by the operator: not dialled, not let in until added again.
+    pub removed: Vec<NodeId>,
+    /// Records, own included.
+    pub records: Vec<SignedRecord>,
+}
+
+/// What happens to `Control`.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a few a second, moved once: a box would only hide it")]
+pub enum Input {
+    /// A tunnel's hello has arrived.
+    TunnelUp {
+        /// The connection.
+        conn: ConnId,
+        /// From its certificate.
+        identity: Identity,
+        /// Where the peer is.
+        endpoint: SocketAddr,
+        /// What we had dialled, if we did.
+        dialed: Option<Target>,
+        /// What it said.
+        hello: Hello,
+        /// How long handshake and hello took.
+        took: Duration,
+    },
+    /// A tunnel that was up has ended.
+    TunnelClosed {
+        /// The connection.
+        conn: ConnId,
+        /// Why.
+        reason: Reason,
+    },
+    /// A dial came to nothing.
+    DialFailed {
+        /// What was dialled.
+        target: Target,
+        /// Where.
+        endpoint: String,
+        /// Why.
+        reason: Reason,
+    },
+    /// Somebody dialled us and was refused, or gave up.
+    AcceptFailed {
+        /// From where.
+        endpoint: SocketAddr,
+        /// Name in its certificate, as far as one was read.
+        node: Option<NodeId>,
+        /// Why.
+        reason: Reason,
+    },
+    /// A control message.
+    Message {
+        /// From.
+        conn: ConnId,
+        /// What.
+        message: Message,
+    },
+    /// Largest inner packet of a tunnel has changed.
+    TunnelMtu {
+        /// The tunnel.
+        conn: ConnId,
+        /// Bytes.
+        mtu: u32,
+    },
+    /// A packet wanted to go to a peer without a tunnel.
+    Wanted(PeerIx),
+    /// Addresses of the host have changed.
+    Endpoints(Vec<SocketAddr>),
+    /// The kernel is as it should be; what had to be repaired.
+    HostSynced(Vec<String>),
+    /// Something else of ours was gone and has been put back.
+    Repaired(String),
+    /// An authenticated peer broke the protocol, or takes no messages: its connection has been closed with these words.
+    Breach {
+        /// The connection.
+        conn: ConnId,
+        /// How.
+        text: String,
+    },
+    /// The kernel could not be brought there.
+    HostFailed(String),
+    /// Foreign chains that drop our traffic: what, and the command that mends it.
+    ForeignChains(Vec<(String, String)>),
+    /// Follow a packet through the mesh.
+    Trace {
+        /// To answer with.
+        id: u64,
+        /// The network, if told.
+        network: Option<NetworkName>,
+        /// As the VM sees it.
+        source: IpAddr,
+        /// As the VM sees it.
+        destination: IpAddr,
+    },
+    /// The node stops: say goodbye.
+    Leave,
+}
+
+/// A tunnel as packets see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelSpec {
+    /// Peer.
+    pub peer: PeerIx,
+    /// Name, for labels.
+    pub node: NodeId,
+    /// Connection.
+    pub conn: ConnId,
+    /// Our network -> the peer's handle for it.
+    pub handles: Vec<Option<u8>>,
+}
+
+/// What `Control` wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Swap what packets see. Always before the host state that sends packets there.
+    Publish {
+        /// Networks by index.
+        networks: Vec<Option<NetworkSpec>>,
+        /// Tunnels that are up.
+        tunnels: Vec<TunnelSpec>,
+    },
+    /// Bring the kernel there.
+    SyncHost(Arc<HostState>),
+    /// Open a connection.
+    Dial {
+        /// For whom.
+        target: Target,
+        /// Where: `host:port`.
+        endpoint: String,
+        /// Who must answer.
+        expect: Option<NodeId>,
+    },
+    /// Give up a dial that has not got through: the tunnel has come another way.
+    CancelDial(Target),
+    /// End a connection.
+    Close {
+        /// Which.
+        conn: ConnId,
+        /// Code.
+        code: CloseCode,
+        /// Words for the other side's log.
+        text: String,
+    },
+    /// Say something.
+    Send {
+        /// To whom.
+        conn: ConnId,
+        /// What.
+        message: Message,
+    },
+    /// Put on disk.
+    Save(Saved),
+    /// The answer to `Input::Trace`.
+    Traced {
+        /// Of the request.
+        id: u64,
+        /// Hops, or why there are none.
+        answer: Result<mesh_proto::hello::TraceReply, String>,
+    },
+}

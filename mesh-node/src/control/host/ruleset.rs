@@ -1,0 +1,228 @@
+//! The nftables table of ours, as text for `nft -f -`: replaced whole, in one transaction.
+
+use std::fmt::Write as _;
+
+use mesh_proto::Prefix;
+
+use super::{HostEgress, HostNetwork, HostOut, HostState, MARK_MASK, egress_mark};
+use crate::forward::fib::Expose;
+
+/// Family and name of our table.
+pub const TABLE: &str = "inet mesh";
+
+/// Destinations that are nobody's Internet: RFC 6890 (this network, private, shared, loopback, link local), multicast
+/// and above.
+const PRIVATE_V4: [&str; 8] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "224.0.0.0/3",
+];
+/// The same for IPv6: loopback and unspecified, mapped IPv4, unique local, link local, multicast. RFC 6890.
+const PRIVATE_V6: [&str; 5] = ["::/127", "::ffff:0.0.0.0/96", "fc00::/7", "fe80::/10", "ff00::/8"];
+
+/// The text that makes our table what the state asks for, whatever it was.
+pub fn ruleset(state: &HostState) -> String {
+    let mut text = String::new();
+    write_table(&mut text, state).expect("writing to a string does not fail");
+    text
+}
+
+/// The text that removes our table, whether it is there or not.
+pub fn removal() -> String {
+    format!("add table {TABLE}\ndelete table {TABLE}\n")
+}
+
+fn write_table(out: &mut String, state: &HostState) -> std::fmt::Result {
+    out.push_str(&removal());
+    writeln!(out, "table {TABLE} {{")?;
+    for name in ["refused", "spoofed", "redirects"] {
+        writeln!(out, "\tcounter {name} {{ }}")?;
+    }
+    for v4 in [true, false] {
+        let number = if v4 { 4 } else { 6 };
+        let all = state.networks.iter().flat_map(|network| &network.routes);
+        let all: Vec<_> = all.filter(|route| route.prefix.is_v4() == v4).collect();
+        let mesh = all.iter().filter(|route| route.mesh).map(|route| route.prefix).collect();
+        write_set(out, &format!("mesh{number}"), v4, mesh)?;
+        let announced = state.networks.iter().flat_map(|n| &n.announced).map(|a| a.prefix);
+        let announced = announced.filter(|prefix| prefix.is_v4() == v4);
+        write_set(out, &format!("all{number}"), v4, all.iter().map(|r| r.prefix).chain(announced).collect())?;
+    }
+    chain(out, "pre", "filter hook prerouting priority mangle", |lines| {
+        state.networks.iter().for_each(|network| mark_lines(lines, state, network));
+    })?;
+    chain(out, "reply", "route hook output priority mangle", |lines| {
+        lines.extend(state.networks.iter().map(reply_line));
+    })?;
+    chain(out, "forward", "filter hook forward priority filter - 5", |lines| forward_lines(lines, state))?;
+    chain(out, "input", "filter hook input priority filter - 5", |lines| {
+        state.networks.iter().for_each(|network| expose_lines(lines, network));
+    })?;
+    chain(out, "output", "filter hook output priority filter - 5", |lines| {
+        for network in &state.networks {
+            let seg = quoted(&network.segment);
+            for kind in ["icmp type redirect", "icmpv6 type nd-redirect"] {
+                lines.push(format!("oifname {seg} {kind} counter name redirects drop"));
+            }
+        }
+    })?;
+    chain(out, "post", "nat hook postrouting priority srcnat - 5", |lines| nat_lines(lines, state))?;
+    writeln!(out, "}}")
+}
+
+fn write_set(out: &mut String, name: &str, v4: bool, prefixes: Vec<Prefix>) -> std::fmt::Result {
+    let kind = if v4 { "ipv4_addr" } else { "ipv6_addr" };
+    write!(out, "\tset {name} {{ type {kind}; flags interval; auto-merge;")?;
+    if !prefixes.is_empty() {
+        write!(out, " elements = {};", braced(prefixes))?;
+    }
+    writeln!(out, " }}")
+}
+
+fn chain(out: &mut String, name: &str, hook: &str, fill: impl FnOnce(&mut Vec<String>)) -> std::fmt::Result {
+    let mut lines = Vec::new();
+    fill(&mut lines);
+    writeln!(out, "\tchain {name} {{\n\t\ttype {hook}; policy accept;")?;
+    for line in lines {
+        writeln!(out, "\t\t{line}")?;
+    }
+    writeln!(out, "\t}}")
+}
+
+/// Chain `pre`: what belongs to an egress flow, or to one of the host's own with its VM, carries the network's mark.
+fn mark_lines(lines: &mut Vec<String>, state: &HostState, network: &HostNetwork) {
+    let (tun, seg) = (quoted(&network.tun), quoted(&network.segment));
+    let mark = format!(
+        "meta mark set meta mark & {keep:#010x} | {mark:#010x} ct mark set ct mark & {keep:#010x} | {mark:#010x}",
+        keep = !MARK_MASK,
+        mark = egress_mark(network.slot),
+    );
+    lines.push(reply_line(network));
+    for v4 in [true, false].into_iter().filter(|v4| network.uses_family(*v4)) {
+        let (ip, number) = if v4 { ("ip", 4) } else { ("ip6", 6) };
+        let of_family = |prefix: &Prefix| prefix.is_v4() == v4;
+        let subnets: Vec<Prefix> =
+            network.subnets.iter().map(|(subnet, _)| *subnet).filter(of_family).collect();
+        for (_, gateway) in network.subnets.iter().filter(|(subnet, _)| subnet.is_v4() == v4) {
+            lines.push(format!("iifname {tun} ct direction original {ip} daddr {gateway} {mark}"));
+        }
+        if network.offer.is_some() {
+            let announced = network.announced.iter().map(|announced| announced.prefix).filter(of_family);
+            let behind = braced(subnets.iter().copied().chain(announced).collect());
+            lines.push(format!("iifname {tun} ct direction original {ip} daddr != {behind} {mark}"));
+        }
+        if matches!(network.out, HostOut::Local(_)) && !subnets.is_empty() {
+            let private = if v4 { PRIVATE_V4.as_slice() } else { PRIVATE_V6.as_slice() };
+            let private = private.iter().filter_map(|text| text.parse().ok());
+            let connected = state.connected.iter().map(|(_, prefix)| *prefix).filter(of_family);
+            let closed = braced(private.chain(connected).collect());
+            lines.push(format!(
+                "iifname {seg} ct direction original {ip} saddr {from} {ip} daddr != {closed} {ip} daddr != \
+                 @all{number} {mark}",
+                from = braced(subnets),
+            ));
+        }
+    }
+}
+
+/// Replies of a marked flow carry its mark back; so do the ICMP errors about it.
+fn reply_line(network: &HostNetwork) -> String {
+    let mark = egress_mark(network.slot);
+    let keep = !MARK_MASK;
+    format!(
+        "ct direction reply ct mark & {MARK_MASK:#010x} == {mark:#010x} meta mark set meta mark & {keep:#010x} | \
+         {mark:#010x}"
+    )
+}
+
+fn forward_lines(lines: &mut Vec<String>, state: &HostState) {
+    for network in &state.networks {
+        let tun = quoted(&network.tun);
+        // `rt mtu` takes the smaller of both directions' routes: one rule each way clamps SYN and SYN-ACK.
+        for side in ["oifname", "iifname"] {
+            lines.push(format!("{side} {tun} tcp flags syn tcp option maxseg size set rt mtu"));
+        }
+    }
+    for uplink in state.outside() {
+        for (ip, number) in [("ip", 4), ("ip6", 6)] {
+            let up = quoted(&uplink);
+            lines.push(format!("iifname {up} {ip} saddr @mesh{number} counter name spoofed drop"));
+        }
+    }
+}
+
+fn expose_lines(lines: &mut Vec<String>, network: &HostNetwork) {
+    let tun = quoted(&network.tun);
+    if network.expose.contains(&Expose::All) {
+        lines.push(format!("iifname {tun} accept"));
+        return;
+    }
+    lines.push(format!("iifname {tun} ct state established,related accept"));
+    for expose in &network.expose {
+        let what = match expose {
+            Expose::Icmp => "meta l4proto { icmp, ipv6-icmp }".to_owned(),
+            Expose::Tcp(port) => format!("tcp dport {port}"),
+            Expose::Udp(port) => format!("udp dport {port}"),
+            Expose::All => continue,
+        };
+        lines.push(format!("iifname {tun} {what} accept"));
+    }
+    lines.push(format!("iifname {tun} counter name refused drop"));
+}
+
+fn nat_lines(lines: &mut Vec<String>, state: &HostState) {
+    let inside: Vec<String> =
+        state.networks.iter().flat_map(|n| [quoted(&n.tun), quoted(&n.segment)]).collect();
+    for network in &state.networks {
+        for egress in network.egresses() {
+            for v4 in [true, false].into_iter().filter(|v4| network.uses_family(*v4)) {
+                lines.push(egress_line(network, egress, v4, &inside));
+            }
+        }
+    }
+    for network in &state.networks {
+        let tun = quoted(&network.tun);
+        // The first NAT decision of a flow is final: this one keeps others' masquerading away from the mesh.
+        lines.push(format!("oifname {tun} meta nfproto ipv4 snat ip to ip saddr"));
+        lines.push(format!("oifname {tun} meta nfproto ipv6 snat ip6 to ip6 saddr"));
+    }
+}
+
+fn egress_line(network: &HostNetwork, egress: &HostEgress, v4: bool, inside: &[String]) -> String {
+    let (proto, ip) = if v4 { ("ipv4", "ip") } else { ("ipv6", "ip6") };
+    let to = match &egress.interface {
+        Some(interface) => quoted(interface),
+        None => format!("!= {{ {} }}", inside.join(", ")),
+    };
+    let translate = match egress.snat.iter().find(|address| address.is_ipv4() == v4) {
+        Some(address) => format!("snat {ip} to {address}"),
+        None => "masquerade".to_owned(),
+    };
+    let mark = egress_mark(network.slot);
+    format!("oifname {to} meta nfproto {proto} meta mark & {MARK_MASK:#010x} == {mark:#010x} {translate}")
+}
+
+/// Interface names go in quotes: they may be anything but a slash or white space. A quote would end the string; the
+/// kernel accepts one in a name, so it is left out (and the rule matches nothing).
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace(['"', '\n', '\\'], ""))
+}
+
+/// A set's elements: sorted, without prefixes that lie within another (nft refuses overlaps in an anonymous set).
+fn braced(mut prefixes: Vec<Prefix>) -> String {
+    prefixes.sort();
+    let mut outer: Vec<Prefix> = Vec::with_capacity(prefixes.len());
+    for prefix in prefixes {
+        // By address, then length: what covers a prefix comes before it, and nothing lies between that it does not cover.
+        if !outer.last().is_some_and(|last| last.covers(&prefix)) {
+            outer.push(prefix);
+        }
+    }
+    let texts: Vec<String> = outer.iter().map(Prefix::to_string).collect();
+    format!("{{ {} }}", texts.join(", "))
+}

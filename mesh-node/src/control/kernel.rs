@@ -1,0 +1,97 @@
+//! From what is known of the mesh to the kernel state this host should have.
+
+use std::collections::BTreeMap;
+
+use mesh_proto::{NetworkName, NodeId};
+
+use super::event::{LocalNetwork, LocalNode};
+use super::host::{HostAnnounced, HostEgress, HostNetwork, HostOut, HostState, MeshRoute};
+use super::members::{FULL_MESH, Members};
+use super::rib::{self, Election};
+use crate::config::EgressChoice;
+
+/// Largest inner packet towards ourselves: the TUN's device MTU.
+pub const TUN_MTU: u32 = 1500;
+
+/// Inner packets of this size pass every path that carries QUIC: used towards peers whose tunnel is made on demand.
+const ON_DEMAND_MTU: u32 = 1160;
+
+/// The whole of it.
+pub fn host_state(
+    local: &LocalNode,
+    members: &Members,
+    elections: &BTreeMap<NetworkName, Vec<Election>>,
+) -> HostState {
+    let network = |network: &LocalNetwork| {
+        let elected = elections.get(&network.name).map_or(&[][..], Vec::as_slice);
+        HostNetwork {
+            slot: network.ix.0,
+            name: network.name.clone(),
+            tun: network.tun.clone(),
+            segment: network.interface.clone(),
+            subnets: network.gateways.clone(),
+            announced: network
+                .announce
+                .iter()
+                .map(|a| HostAnnounced { prefix: a.prefix, via: a.via, internet_own: a.internet_own })
+                .collect(),
+            routes: routes(local, network, members),
+            out: out(local, network, members, elected),
+            offer: own_egress(local, &network.name).filter(|_| local.identity.grants.egress),
+            expose: local.expose.clone(),
+        }
+    };
+    HostState {
+        networks: local.networks.iter().map(network).collect(),
+        uplinks: local.uplinks.clone(),
+        connected: local.links.clone(),
+    }
+}
+
+fn routes(local: &LocalNode, network: &LocalNetwork, members: &Members) -> Vec<MeshRoute> {
+    rib::routes(network, members)
+        .into_iter()
+        .map(|route| {
+            let mtu = match &route.node {
+                None => Some(TUN_MTU),
+                Some(node) => mtu_to(local, members, node),
+            };
+            MeshRoute { prefix: route.prefix, mtu, mesh: route.mesh }
+        })
+        .collect()
+}
+
+/// Largest inner packet to a node; `None` while it cannot be reached.
+fn mtu_to(local: &LocalNode, members: &Members, node: &NodeId) -> Option<u32> {
+    if *node == local.identity.node {
+        return Some(TUN_MTU);
+    }
+    let peer = members.peers.get(node)?;
+    let mtu = match &peer.tunnel {
+        Some(tunnel) => tunnel.mtu,
+        None if members.peers.len() > FULL_MESH && peer.dialer.failures == 0 && !peer.left => ON_DEMAND_MTU,
+        None => return None,
+    };
+    Some(mtu.min(local.mtu.unwrap_or(u32::MAX)).min(TUN_MTU))
+}
+
+fn out(local: &LocalNode, network: &LocalNetwork, members: &Members, elections: &[Election]) -> HostOut {
+    let smallest = |v4: bool| {
+        let here = elections.iter().filter(|e| e.destination.is_v4() == v4);
+        here.filter_map(|e| mtu_to(local, members, e.elected.as_ref()?)).min()
+    };
+    match network.egress {
+        EgressChoice::None => HostOut::None,
+        EgressChoice::Local => HostOut::Local(
+            own_egress(local, &network.name).unwrap_or(HostEgress { interface: None, snat: Vec::new() }),
+        ),
+        EgressChoice::Nodes(_) | EgressChoice::Auto => {
+            HostOut::Tunnel { mtu4: smallest(true), mtu6: smallest(false) }
+        }
+    }
+}
+
+fn own_egress(local: &LocalNode, network: &NetworkName) -> Option<HostEgress> {
+    let offer = local.egress.iter().find(|e| e.networks.contains(network))?;
+    Some(HostEgress { interface: Some(offer.interface.clone()), snat: offer.snat.clone() })
+}

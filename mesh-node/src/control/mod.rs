@@ -1,0 +1,389 @@
+//! What this node decides per event. Pure: `now` and a seeded generator are arguments; nothing here awaits, locks or reads a
+//! clock. Called by `control_loop`, which owns the one `Control`.
+//!
+//! Contract: after each `handle_*`, take every output with `poll_output`; then wait for the next input, at most until
+//! `poll_timeout`, and call `handle_timeout` when that has come.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh_proto::hello::{CloseCode, Hello, NetworkHandle};
+use mesh_proto::identity::{NodeKey, TrustRoots};
+use mesh_proto::limits::PROTOCOL_VERSION;
+use mesh_proto::record::VerifiedRecord;
+use mesh_proto::{NetworkName, NodeId, Prefix};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rustls_pki_types::CertificateDer;
+use tracing::{debug, info, warn};
+
+use self::event::{Input, LocalNode, Now, Output, Saved, Target, TunnelSpec};
+use self::exchange::{sign_own, unix_time};
+use self::host::HostState;
+use self::limiter::Limiter;
+use self::members::{Members, Seed};
+use self::rib::Election;
+use self::sessions::Dialer;
+use crate::forward::fib::NetworkSpec;
+
+pub mod event;
+mod exchange;
+pub mod host;
+pub mod kernel;
+pub mod limiter;
+pub mod members;
+mod publish;
+pub mod rib;
+pub mod sessions;
+pub mod status;
+pub mod trace;
+mod tunnels;
+
+#[cfg(test)]
+mod tests;
+
+/// With what this node signs, and whom it believes.
+#[derive(Debug)]
+pub struct Trust {
+    /// Our certificate, leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Its key.
+    pub key: NodeKey,
+    /// The mesh's CAs.
+    pub roots: Arc<TrustRoots>,
+}
+
+/// What the kernel side last reported.
+#[derive(Debug, Default)]
+pub struct HostReport {
+    /// The last apply failed.
+    pub error: Option<String>,
+    /// What somebody else had removed and was put back, the newest last.
+    pub repaired: VecDeque<String>,
+    /// Foreign chains that drop our traffic, and the command that mends it.
+    pub foreign: Vec<(String, String)>,
+}
+
+/// Upper bounds of the histogram of handshakes, in seconds: from a LAN to a path that loses packets.
+pub const HANDSHAKE_BUCKETS: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+/// How long handshakes took that succeeded.
+#[derive(Debug, Default)]
+pub struct Handshakes {
+    /// Per bucket, those not longer than its bound.
+    pub within: [u64; HANDSHAKE_BUCKETS.len()],
+    /// All of them.
+    pub count: u64,
+    /// Together.
+    pub seconds: f64,
+}
+
+impl Handshakes {
+    fn add(&mut self, took: std::time::Duration) {
+        let seconds = took.as_secs_f64();
+        for (count, bound) in self.within.iter_mut().zip(HANDSHAKE_BUCKETS) {
+            *count += u64::from(seconds <= bound);
+        }
+        self.count += 1;
+        self.seconds += seconds;
+    }
+}
+
+/// Counts for the metrics endpoint.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Tunnels that did not come up, by reason.
+    pub handshake_failures: BTreeMap<&'static str, u64>,
+    /// Those that succeeded.
+    pub handshakes: Handshakes,
+    /// Changes from one egress node to another.
+    pub egress_failovers: BTreeMap<NetworkName, u64>,
+    /// Records refused.
+    pub records_refused: u64,
+}
+
+/// Lines that a peer can trigger.
+#[derive(Debug, Default)]
+struct Limits {
+    refused: Limiter,
+    records: Limiter,
+    /// Announcements that answer a record of our own name.
+    answers: Limiter,
+}
+
+/// The node's decisions.
+#[derive(Debug)]
+pub struct Control {
+    local: LocalNode,
+    trust: Trust,
+    rng: SmallRng,
+    own: VerifiedRecord,
+    members: Members,
+    elected: BTreeMap<(NetworkName, Prefix), NodeId>,
+    elections: BTreeMap<NetworkName, Vec<Election>>,
+    published: (Vec<Option<NetworkSpec>>, Vec<TunnelSpec>, Arc<HostState>),
+    host: HostReport,
+    counts: Counts,
+    limits: Limits,
+    /// Records of our own name that were newer than ours: one may be from our past, more are another node's.
+    own_name_elsewhere: u32,
+    traces: trace::Traces,
+    outputs: VecDeque<Output>,
+}
+
+impl Control {
+    /// Starts from what is on disk: peers, and records, so that last known prefixes are refused rather than leaked.
+    pub fn new(
+        local: LocalNode,
+        trust: Trust,
+        saved: Saved,
+        seed: u64,
+        now: Now,
+    ) -> Result<Self, mesh_proto::record::RecordError> {
+        let mut members = Members::default();
+        let mut last_version = 0;
+        for signed in saved.records {
+            match signed.verify(&trust.roots, unix_time(now.unix_ms)) {
+                Ok(known) if known.record.node == local.identity.node => last_version = known.record.version,
+                Ok(known) => {
+                    let peer = members.peer(&known.identity.node.clone(), now.mono, now.unix_ms);
+                    peer.left = known.record.leaving;
+                    peer.record = Some(known);
+                }
+                Err(error) => info!(%error, "a record on disk is no longer good: forgotten"),
+            }
+        }
+        let seeds = local.seeds.iter().map(|(e, n)| (e.clone(), n.clone(), false));
+        let added = saved.peers.into_iter().map(|e| (e, None, true));
+        for (endpoint, node, runtime) in seeds.chain(added) {
+            let pinned = node.is_some();
+            let dialer = Dialer::new(now.mono);
+            members.seeds.entry(endpoint).or_insert(Seed { node, pinned, runtime, dialer, reason: None });
+        }
+        // who is named in the file is wanted
+        let named = |node: &NodeId| members.seeds.values().any(|s| s.pinned && s.node.as_ref() == Some(node));
+        members.removed = saved.removed.into_iter().filter(|node| !named(node)).collect();
+        let own = sign_own(&local, &trust, last_version, false, now)?;
+        let mut control = Self {
+            local,
+            trust,
+            rng: SmallRng::seed_from_u64(seed),
+            own,
+            members,
+            elected: BTreeMap::new(),
+            elections: BTreeMap::new(),
+            published: Default::default(),
+            host: HostReport::default(),
+            counts: Counts::default(),
+            limits: Limits::default(),
+            own_name_elsewhere: 0,
+            traces: trace::Traces::default(),
+            outputs: VecDeque::new(),
+        };
+        control.refresh();
+        control.save();
+        control.handle_timeout(now);
+        Ok(control)
+    }
+
+    /// Our hello.
+    pub fn hello(&self) -> Hello {
+        let networks = &self.local.networks;
+        Hello {
+            version: PROTOCOL_VERSION,
+            mesh: self.local.identity.mesh.clone(),
+            node: self.local.identity.node.clone(),
+            generation: self.local.generation,
+            networks: networks
+                .iter()
+                .map(|n| NetworkHandle { handle: n.ix.0, name: n.name.clone() })
+                .collect(),
+        }
+    }
+
+    /// One event.
+    pub fn handle(&mut self, input: Input, now: Now) {
+        match input {
+            Input::TunnelUp { conn, identity, endpoint, dialed, hello, took } => {
+                self.counts.handshakes.add(took);
+                self.tunnel_up(conn, identity, endpoint, dialed, hello, now);
+            }
+            Input::TunnelClosed { conn, reason } => self.tunnel_closed(conn, reason, now),
+            Input::DialFailed { target, endpoint, reason } => {
+                self.dial_failed(target, &endpoint, reason, now)
+            }
+            Input::AcceptFailed { endpoint, node, reason } => self.accept_failed(endpoint, node, reason, now),
+            Input::Message { conn, message } => self.message(conn, message, now),
+            Input::TunnelMtu { conn, mtu } => {
+                if let Some(tunnel) = self.tunnel_mut(conn) {
+                    tunnel.mtu = mtu;
+                }
+            }
+            Input::Wanted(ix) => {
+                if let Some(peer) =
+                    self.members.name(ix).cloned().and_then(|n| self.members.peers.get_mut(&n))
+                    && peer.tunnel.is_none()
+                    && !peer.wanted
+                {
+                    // the first time only: packets that keep coming must not shorten the backoff
+                    peer.wanted = true;
+                    peer.dialer.hurry(now.mono);
+                }
+            }
+            Input::Endpoints(endpoints) => {
+                if endpoints != self.local.endpoints {
+                    self.local.endpoints = endpoints;
+                    self.announce(false, now);
+                }
+            }
+            Input::HostSynced(repaired) => {
+                self.host.error = None;
+                repaired.into_iter().for_each(|what| self.repaired(what));
+            }
+            Input::HostFailed(error) => {
+                if self.host.error.as_ref() != Some(&error) {
+                    warn!(error, "kernel state is not as it should be");
+                }
+                self.host.error = Some(error);
+            }
+            Input::Breach { conn, text } => {
+                if self.members.conns.contains_key(&conn) {
+                    self.breach(conn, text, now);
+                }
+            }
+            Input::Repaired(what) => self.repaired(what),
+            Input::ForeignChains(chains) => {
+                for (chain, command) in chains.iter().filter(|c| !self.host.foreign.contains(c)) {
+                    warn!(chain, command, "a firewall chain of the host drops mesh traffic");
+                }
+                self.host.foreign = chains;
+            }
+            Input::Trace { id, network, source, destination } => {
+                self.trace(id, network, source, destination);
+            }
+            Input::Leave => self.announce(true, now),
+        }
+        self.refresh();
+        self.handle_timeout(now);
+    }
+
+    fn repaired(&mut self, what: String) {
+        warn!(what, "somebody removed kernel state of ours: put back");
+        self.host.repaired.push_back(what);
+        if self.host.repaired.len() > 16 {
+            self.host.repaired.pop_front();
+        }
+    }
+
+    /// What is due by `now`: dials, certificates that have expired.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.close_expired(now);
+        let nodes: Vec<NodeId> = self.members.peers.keys().cloned().collect();
+        for node in nodes {
+            let endpoints = self.members.endpoints(&node);
+            let wanted = self.members.wants_tunnel(&node);
+            let Some(peer) = self.members.peers.get_mut(&node) else { continue };
+            let due = peer.dialer.due().is_some_and(|due| due <= now.mono);
+            if !wanted || !due || peer.tunnel.is_some() || endpoints.is_empty() {
+                continue;
+            }
+            let endpoint = endpoints[peer.attempt % endpoints.len()].clone();
+            peer.attempt += 1;
+            peer.dialer.begun();
+            debug!(peer = %node, endpoint, "dial");
+            self.outputs.push_back(Output::Dial {
+                target: Target::Node(node.clone()),
+                endpoint,
+                expect: Some(node),
+            });
+        }
+        for (endpoint, seed) in &mut self.members.seeds {
+            let known = seed.node.as_ref().is_some_and(|n| self.members.peers.contains_key(n));
+            if known || seed.dialer.due().is_none_or(|due| due > now.mono) {
+                continue;
+            }
+            seed.dialer.begun();
+            debug!(endpoint, "dial");
+            self.outputs.push_back(Output::Dial {
+                target: Target::Seed(endpoint.clone()),
+                endpoint: endpoint.clone(),
+                expect: seed.node.clone(),
+            });
+        }
+    }
+
+    /// When `handle_timeout` has something to do.
+    pub fn poll_timeout(&self, now: Now) -> Option<Instant> {
+        let peers = self.members.peers.iter().filter_map(|(node, peer)| {
+            let able = self.members.wants_tunnel(node) && !self.members.endpoints(node).is_empty();
+            peer.dialer.due().filter(|_| able && peer.tunnel.is_none())
+        });
+        let seeds = self.members.seeds.values().filter_map(|seed| {
+            let known = seed.node.as_ref().is_some_and(|n| self.members.peers.contains_key(n));
+            seed.dialer.due().filter(|_| !known)
+        });
+        let expiry = self.members.peers.values().filter_map(|peer| {
+            let left = (peer.tunnel.as_ref()?.identity.not_after + 1).max(0) as u64 * 1000;
+            now.mono.checked_add(std::time::Duration::from_millis(left.saturating_sub(now.unix_ms)))
+        });
+        peers.chain(seeds).chain(expiry).min()
+    }
+
+    /// What is to be done, in order.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Counts for the metrics endpoint.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Adds a peer at run time.
+    pub fn peer_add(&mut self, endpoint: &str, now: Now) {
+        let dialer = Dialer::new(now.mono);
+        let seed = Seed { node: None, pinned: false, runtime: true, dialer, reason: None };
+        self.members.seeds.entry(endpoint.to_owned()).or_insert(seed).dialer.hurry(now.mono);
+        self.save();
+        self.handle_timeout(now);
+    }
+
+    /// Removes a peer by name, or by the endpoint it was added with.
+    pub fn peer_remove(&mut self, peer: &str, now: Now) -> Result<(), String> {
+        let node = match self.members.seeds.get(peer) {
+            Some(seed) => seed.node.clone(),
+            None => Some(peer.parse::<NodeId>().map_err(|e| e.to_string())?),
+        };
+        let is_it =
+            |(endpoint, seed): (&String, &Seed)| endpoint == peer || (node.is_some() && seed.node == node);
+        if let Some((endpoint, _)) = self.members.seeds.iter().find(|(e, s)| !s.runtime && is_it((e, s))) {
+            return Err(format!(
+                "{peer} is in the configuration file ([[peer]] {endpoint}): remove it there"
+            ));
+        }
+        let known = node.as_ref().is_some_and(|n| self.members.peers.contains_key(n));
+        if !known && !self.members.seeds.iter().any(is_it) {
+            return Err(format!("no peer {peer}: `mesh-ctl peers` lists them"));
+        }
+        let gone: Vec<String> =
+            self.members.seeds.iter().filter(|s| is_it(*s)).map(|(endpoint, _)| endpoint.clone()).collect();
+        for endpoint in gone {
+            self.members.seeds.remove(&endpoint);
+            self.outputs.push_back(Output::CancelDial(Target::Seed(endpoint)));
+        }
+        if let Some(node) = node {
+            self.outputs.push_back(Output::CancelDial(Target::Node(node.clone())));
+            if let Some(tunnel) = self.members.peers.remove(&node).and_then(|p| p.tunnel) {
+                self.members.conns.remove(&tunnel.conn);
+                self.close(tunnel.conn, CloseCode::Removed, "removed by the operator".into());
+            }
+            info!(peer = %node, "peer removed");
+            self.members.removed.insert(node);
+        }
+        self.refresh();
+        self.save();
+        self.handle_timeout(now);
+        Ok(())
+    }
+}

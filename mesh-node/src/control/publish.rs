@@ -1,0 +1,91 @@
+//! What is known becomes what packets and the kernel see, and what is kept on disk.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_proto::{NetworkName, NodeId};
+use tracing::info;
+
+use super::event::{Output, Saved, Target, TunnelSpec};
+use super::rib::Election;
+use super::{Control, kernel, members, rib};
+use crate::forward::fib::NetworkSpec;
+
+impl Control {
+    /// Computes anew what packets and the kernel should see, and puts it out where it differs. Packets first: no packet
+    /// reaches a TUN before the snapshot can place it.
+    pub(super) fn refresh(&mut self) {
+        for endpoint in self.members.recognise_seeds() {
+            self.outputs.push_back(Output::CancelDial(Target::Seed(endpoint)));
+        }
+        let mut networks: Vec<Option<NetworkSpec>> = Vec::new();
+        let mut elections = BTreeMap::new();
+        for network in &self.local.networks {
+            let elected = rib::elect(&self.local, network, &self.members, &self.elected);
+            let slot = usize::from(network.ix.0);
+            networks.resize_with(networks.len().max(slot + 1), || None);
+            networks[slot] = Some(rib::network_spec(&self.local, network, &self.members, &elected));
+            elections.insert(network.name.clone(), elected);
+        }
+        self.note_failovers(&elections);
+        self.elections = elections;
+        let tunnels = self.tunnel_specs();
+        if self.published.0 != networks || self.published.1 != tunnels {
+            self.published.0.clone_from(&networks);
+            self.published.1.clone_from(&tunnels);
+            self.outputs.push_back(Output::Publish { networks, tunnels });
+        }
+        let host = kernel::host_state(&self.local, &self.members, &self.elections);
+        if *self.published.2 != host {
+            self.published.2 = Arc::new(host);
+            self.outputs.push_back(Output::SyncHost(self.published.2.clone()));
+        }
+    }
+
+    pub(super) fn note_failovers(&mut self, elections: &BTreeMap<NetworkName, Vec<Election>>) {
+        for (network, elected) in elections {
+            for election in elected {
+                let key = (network.clone(), election.destination);
+                let before = match &election.elected {
+                    Some(node) => self.elected.insert(key, node.clone()),
+                    None => self.elected.remove(&key),
+                };
+                if before != election.elected {
+                    let destination = election.destination;
+                    let (from, to) =
+                        (before.as_ref().map(NodeId::as_str), election.elected.as_ref().map(NodeId::as_str));
+                    info!(%network, %destination, from, to, "egress node elected");
+                    if before.is_some() && election.elected.is_some() {
+                        *self.counts.egress_failovers.entry(network.clone()).or_default() += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn tunnel_specs(&self) -> Vec<TunnelSpec> {
+        let spec = |(node, peer): (&NodeId, &members::Peer)| {
+            let tunnel = peer.tunnel.as_ref()?;
+            let theirs =
+                |name: &NetworkName| tunnel.hello.networks.iter().find(|n| n.name == *name).map(|n| n.handle);
+            let slots = self.local.networks.iter().map(|n| usize::from(n.ix.0) + 1).max().unwrap_or(0);
+            let mut handles = vec![None; slots];
+            for network in &self.local.networks {
+                handles[usize::from(network.ix.0)] = theirs(&network.name);
+            }
+            Some(TunnelSpec { peer: peer.ix, node: node.clone(), conn: tunnel.conn, handles })
+        };
+        self.members.peers.iter().filter_map(spec).collect()
+    }
+
+    pub(super) fn save(&mut self) {
+        let runtime = self.members.seeds.iter().filter(|(_, s)| s.runtime);
+        let known = self.members.peers.values().filter_map(|p| p.record.as_ref());
+        let saved = Saved {
+            peers: runtime.map(|(e, _)| e.clone()).collect(),
+            removed: self.members.removed.iter().cloned().collect(),
+            records: std::iter::once(&self.own).chain(known).map(|r| r.signed.clone()).collect(),
+        };
+        self.outputs.push_back(Output::Save(saved));
+    }
+}

@@ -1,0 +1,236 @@
+//! Every prefix that anyone announces; the owner of each; the elected egress. Builds what `forward` looks packets up in.
+
+use std::collections::BTreeMap;
+
+use mesh_proto::record::NetworkRecord;
+use mesh_proto::{NetworkName, NodeId, Prefix};
+
+use super::event::{LocalNetwork, LocalNode};
+use super::members::{Members, Peer};
+use crate::config::EgressChoice;
+use crate::forward::fib::{Egress, NetworkSpec};
+
+/// Private, shared and special ranges that egress refuses unless a `destination` opens them.
+/// RFC 1918, 6598, 3927, 1122, 5771, 4193, 4291.
+const PRIVATE: [&str; 12] = [
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "169.254.0.0/16",
+    "127.0.0.0/8",
+    "0.0.0.0/8",
+    "224.0.0.0/3",
+    "fc00::/7",
+    "fe80::/10",
+    "ff00::/8",
+    "::/127",
+];
+
+/// A prefix of a network, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The prefix.
+    pub prefix: Prefix,
+    /// The owner; `None`: this node.
+    pub node: Option<NodeId>,
+    /// A mesh prefix, not an announced one.
+    pub mesh: bool,
+    /// Others who claim the very same prefix and lose.
+    pub rivals: Vec<NodeId>,
+}
+
+/// An egress candidate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Who.
+    pub node: NodeId,
+    /// This node itself, or its tunnel is up.
+    pub alive: bool,
+}
+
+/// Who carries a destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Election {
+    /// The destination.
+    pub destination: Prefix,
+    /// In order of preference.
+    pub candidates: Vec<Candidate>,
+    /// The one in use.
+    pub elected: Option<NodeId>,
+}
+
+fn part<'a>(peer: &'a Peer, network: &NetworkName) -> Option<&'a NetworkRecord> {
+    let record = &peer.record.as_ref()?.record;
+    record.networks.iter().find(|n| n.name == *network)
+}
+
+/// Every prefix of a network. A prefix claimed twice is this node's if it is one of the two, else the smaller name's.
+pub fn routes(network: &LocalNetwork, members: &Members) -> Vec<Route> {
+    let mut table: BTreeMap<Prefix, Route> = BTreeMap::new();
+    for (_, prefix) in &network.maps {
+        table.insert(*prefix, Route { prefix: *prefix, node: None, mesh: true, rivals: Vec::new() });
+    }
+    for announced in &network.announce {
+        let prefix = announced.prefix;
+        table.insert(prefix, Route { prefix, node: None, mesh: false, rivals: Vec::new() });
+    }
+    for (node, peer) in &members.peers {
+        let Some(part) = part(peer, &network.name).filter(|_| !peer.left && !members.removed.contains(node))
+        else {
+            continue;
+        };
+        let claims = part.prefixes.iter().map(|p| (p, true)).chain(part.announced.iter().map(|p| (p, false)));
+        for (prefix, mesh) in claims {
+            let new = Route { prefix: *prefix, node: Some(node.clone()), mesh, rivals: Vec::new() };
+            // nodes come in order of their names: who is there first stays
+            let holder = table.entry(*prefix).or_insert_with(|| new);
+            if holder.node.as_ref() != Some(node) {
+                holder.rivals.push(node.clone());
+            }
+        }
+    }
+    table.into_values().collect()
+}
+
+/// What this node's own offer for a network carries to: destinations told to others. Without the right to egress an
+/// `[[egress]]` serves this host's own "local" alone.
+pub fn offered(local: &LocalNode, network: &NetworkName) -> Vec<Prefix> {
+    let mut destinations: Vec<Prefix> = Vec::new();
+    if !local.identity.grants.egress {
+        return destinations;
+    }
+    for offer in local.egress.iter().filter(|e| e.networks.contains(network)) {
+        if offer.destination.is_empty() {
+            let families = local.networks.iter().filter(|n| n.name == *network).flat_map(|n| &n.maps);
+            destinations.extend(families.map(|(_, p)| Prefix::default_route(p.is_v4())));
+        }
+        destinations.extend(&offer.destination);
+    }
+    destinations.sort();
+    destinations.dedup();
+    destinations
+}
+
+/// Per destination prefix whether it may leave here (longest match): private ranges, this host and its connected networks
+/// may not, unless a `destination` names them.
+pub fn offer_rules(local: &LocalNode, network: &NetworkName) -> Vec<(Prefix, bool)> {
+    let opened = offered(local, network);
+    if opened.is_empty() {
+        return Vec::new();
+    }
+    let mut rules: BTreeMap<Prefix, bool> = BTreeMap::new();
+    for text in PRIVATE {
+        rules.insert(text.parse().expect("constant prefixes parse"), false);
+    }
+    rules.extend(local.connected.iter().map(|p| (*p, false)));
+    // named by the operator: wins over the ranges above, but single addresses of this host stay closed by their length
+    rules.extend(opened.iter().map(|p| (*p, true)));
+    rules.into_iter().collect()
+}
+
+/// Elects per destination prefix: the first alive candidate. But `current` stays while it is alive, unless one before it
+/// has come up for the first time: moving back to one that had failed would break flows for nothing.
+pub fn elect(
+    local: &LocalNode,
+    network: &LocalNetwork,
+    members: &Members,
+    current: &BTreeMap<(NetworkName, Prefix), NodeId>,
+) -> Vec<Election> {
+    // node -> (destinations, priority)
+    let mut offers: BTreeMap<&NodeId, (Vec<Prefix>, u32)> = BTreeMap::new();
+    let own = offered(local, &network.name);
+    if !own.is_empty() {
+        let priority =
+            local.egress.iter().filter(|e| e.networks.contains(&network.name)).map(|e| e.priority).min();
+        offers.insert(&local.identity.node, (own, priority.unwrap_or(100)));
+    }
+    for (node, peer) in &members.peers {
+        if let Some(offer) = part(peer, &network.name).and_then(|p| p.egress.as_ref())
+            && !peer.left
+            && !members.removed.contains(node)
+        {
+            offers.insert(node, (offer.destinations.clone(), offer.priority));
+        }
+    }
+    let mut order: Vec<&NodeId> = match &network.egress {
+        EgressChoice::None | EgressChoice::Local => return Vec::new(),
+        EgressChoice::Nodes(names) => names.iter().collect(),
+        EgressChoice::Auto => offers.keys().copied().collect(),
+    };
+    if network.egress == EgressChoice::Auto {
+        order.sort_by_key(|n| (offers.get(n).map(|o| o.1), *n));
+    }
+    let alive = |node: &NodeId| {
+        *node == local.identity.node || members.peers.get(node).is_some_and(|p| p.tunnel.is_some())
+    };
+    let mut destinations: Vec<Prefix> =
+        order.iter().filter_map(|n| offers.get(n)).flat_map(|o| o.0.iter().copied()).collect();
+    destinations.sort();
+    destinations.dedup();
+    destinations
+        .into_iter()
+        .map(|destination| {
+            let candidates: Vec<Candidate> = order
+                .iter()
+                .filter(|n| offers.get(**n).is_some_and(|o| o.0.contains(&destination)))
+                .map(|n| Candidate { node: (*n).clone(), alive: alive(n) })
+                .collect();
+            let failed = |node: &NodeId| members.peers.get(node).is_some_and(|p| p.failed);
+            let current = current.get(&(network.name.clone(), destination));
+            let elected = candidates
+                .iter()
+                .filter(|c| c.alive)
+                .find(|c| Some(&c.node) == current || !failed(&c.node))
+                .or_else(|| candidates.iter().find(|c| c.alive))
+                .map(|c| c.node.clone());
+            Election { destination, candidates, elected }
+        })
+        .collect()
+}
+
+/// Nodes from which an Internet source is accepted.
+fn egress_peers<'a>(network: &LocalNetwork, members: &'a Members) -> Vec<&'a Peer> {
+    members
+        .peers
+        .iter()
+        .filter(|(node, peer)| match &network.egress {
+            EgressChoice::Nodes(names) => names.contains(node),
+            EgressChoice::Auto => true,
+            EgressChoice::None | EgressChoice::Local => false,
+        } && part(peer, &network.name).is_some_and(|p| p.egress.is_some()))
+        .map(|(_, peer)| peer)
+        .collect()
+}
+
+/// All that forwarding needs to know of a network.
+pub fn network_spec(
+    local: &LocalNode,
+    network: &LocalNetwork,
+    members: &Members,
+    elections: &[Election],
+) -> NetworkSpec {
+    let ix = |node: &NodeId| members.peers.get(node).map(|p| p.ix);
+    NetworkSpec {
+        name: network.name.clone(),
+        maps: network.maps.clone(),
+        announced: network.announce.iter().map(|a| a.prefix).collect(),
+        gateways: network.gateways.iter().map(|(_, gw)| *gw).collect(),
+        routes: routes(network, members)
+            .iter()
+            .filter_map(|r| Some((r.prefix, ix(r.node.as_ref()?)?)))
+            .collect(),
+        egress: elections
+            .iter()
+            .filter_map(|e| {
+                let elected = e.elected.as_ref()?;
+                let via =
+                    if *elected == local.identity.node { Egress::Own } else { Egress::Peer(ix(elected)?) };
+                Some((e.destination, via))
+            })
+            .collect(),
+        egress_peers: egress_peers(network, members).iter().map(|p| p.ix).collect(),
+        offer: offer_rules(local, &network.name),
+        expose: local.expose.clone(),
+    }
+}

@@ -1,0 +1,445 @@
+//! Read-only answers for the API and the metrics: what `Control` knows, in the operator's words.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use mesh_proto::api;
+use mesh_proto::identity::rfc3339;
+use mesh_proto::{NetworkName, NodeId};
+
+use super::Control;
+use super::event::{ConnId, LocalNetwork, Now};
+use super::host::MeshRoute;
+use super::members::Peer;
+use super::rib;
+use crate::config::EgressChoice;
+use crate::forward::fib::PeerIx;
+
+/// A certificate that ends within this time is worth a line.
+const EXPIRY_WARNING: i64 = 14 * 86_400;
+
+/// IPv6 needs this much. RFC 8200 section 5.
+const IPV6_MIN_MTU: u32 = 1280;
+
+/// Live figures of a tunnel, which `io` knows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Figures {
+    /// Round-trip time.
+    pub rtt: Duration,
+}
+
+/// Packets and bytes of a peer, over all its tunnels.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Traffic {
+    /// Inner packets from it.
+    pub receive_packets: u64,
+    /// Bytes of them.
+    pub receive_bytes: u64,
+    /// Inner packets to it.
+    pub transmit_packets: u64,
+    /// Bytes of them.
+    pub transmit_bytes: u64,
+}
+
+/// What `io` adds to an answer.
+pub trait Live {
+    /// Of a connection.
+    fn figures(&self, conn: ConnId) -> Option<Figures>;
+    /// Of a peer.
+    fn traffic(&self, peer: PeerIx) -> Traffic;
+}
+
+fn moment(unix_ms: u64) -> String {
+    rfc3339((unix_ms / 1000) as i64)
+}
+
+impl Control {
+    /// The verdict, then the reasons in order of importance.
+    pub fn status(&self, now: Now) -> api::Status {
+        let mut reasons = Vec::new();
+        let mut notes = Vec::new();
+        if let Some(error) = &self.host.error {
+            reasons.push(format!("kernel state is not as it should be: {error}"));
+        }
+        for (network, elections) in &self.elections {
+            for election in elections {
+                let first = election.candidates.first().map(|c| &c.node);
+                let destination = election.destination;
+                match &election.elected {
+                    None => reasons.push(format!(
+                        "no egress node for {destination} of network {network} is reachable: private VMs are refused"
+                    )),
+                    Some(node) if first != Some(node) => reasons.push(format!(
+                        "egress of network {network} to {destination} is on the standby {node}"
+                    )),
+                    Some(_) => {}
+                }
+            }
+            let local = self.local.networks.iter().find(|n| n.name == *network);
+            let wanted =
+                local.is_some_and(|n| matches!(n.egress, EgressChoice::Nodes(_) | EgressChoice::Auto));
+            if wanted && elections.is_empty() {
+                reasons.push(format!(
+                    "no node known offers egress for network {network}: private VMs are refused"
+                ));
+            }
+        }
+        for (chain, command) in &self.host.foreign {
+            reasons.push(format!("{chain} drops mesh traffic; to let it pass: {command}"));
+        }
+        for peer in self.peers_without_figures(now) {
+            if matches!(peer.state.as_str(), "down" | "dialing") && peer.origin != "stranger" {
+                let why = peer.detail.or(peer.reason).unwrap_or_else(|| "not yet reached".into());
+                reasons.push(format!("peer {} is down since {}: {why}", peer.name, peer.since));
+            }
+        }
+        let expires = self.local.identity.not_after;
+        let left = expires - (now.unix_ms / 1000) as i64;
+        if left < EXPIRY_WARNING {
+            let text = format!(
+                "this node's certificate ends {}: issue a new one with `mesh-ctl ca issue`",
+                rfc3339(expires)
+            );
+            if left < 0 { reasons.insert(0, text) } else { notes.push(text) }
+        }
+        self.add_notes(&mut notes);
+        let up = self.members.peers.values().filter(|p| p.tunnel.is_some()).count();
+        let down = self
+            .peers_without_figures(now)
+            .iter()
+            .filter(|p| matches!(p.state.as_str(), "down" | "dialing"))
+            .count();
+        api::Status {
+            schema: api::SCHEMA,
+            node: self.local.identity.node.to_string(),
+            mesh: self.local.identity.mesh.to_string(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            state: if reasons.is_empty() { "ok" } else { "degraded" }.into(),
+            reasons,
+            notes,
+            certificate_expires: rfc3339(expires),
+            peers_up: up,
+            peers_down: down,
+        }
+    }
+
+    fn add_notes(&self, notes: &mut Vec<String>) {
+        if self.own_name_elsewhere > 1 {
+            notes.push(format!(
+                "another node uses the name {}: issue a certificate of its own for each node",
+                self.local.identity.node
+            ));
+        }
+        let doubled = self.members.peers.iter().filter(|(_, p)| p.doubled);
+        notes.extend(doubled.map(|(node, _)| {
+            format!("two nodes use the name {node}: issue a certificate of its own for each node")
+        }));
+        let v6 = self.local.networks.iter().any(|n| n.maps.iter().any(|(p, _)| !p.is_v4()));
+        for (node, peer) in &self.members.peers {
+            if let Some(tunnel) = &peer.tunnel
+                && v6
+                && tunnel.mtu < IPV6_MIN_MTU
+            {
+                notes.push(format!(
+                    "the path to {node} carries packets of {} bytes, less than IPv6's {IPV6_MIN_MTU}: larger IPv6 packets are dropped (too_big)",
+                    tunnel.mtu
+                ));
+            }
+        }
+        for network in &self.local.networks {
+            for route in rib::routes(network, &self.members).iter().filter(|r| !r.rivals.is_empty()) {
+                let rivals: Vec<&str> = route.rivals.iter().map(NodeId::as_str).collect();
+                let holder = route.node.as_ref().map_or(self.local.identity.node.as_str(), NodeId::as_str);
+                notes.push(format!(
+                    "prefix {} of network {} is claimed by {holder}, and also by {}: packets go to {holder}",
+                    route.prefix,
+                    network.name,
+                    rivals.join(", ")
+                ));
+            }
+        }
+        notes.extend(self.host.repaired.iter().map(|what| format!("repaired: {what}")));
+    }
+
+    /// All peers, refused strangers included.
+    pub fn peers(&self, now: Now, live: &dyn Live) -> api::Peers {
+        let mut peers = self.peers_without_figures(now);
+        for answer in &mut peers {
+            let Some(peer) = answer.name.parse::<NodeId>().ok().and_then(|n| self.members.peers.get(&n))
+            else {
+                continue;
+            };
+            let figures = peer.tunnel.as_ref().and_then(|t| live.figures(t.conn));
+            answer.rtt_seconds = figures.map(|f| f.rtt.as_secs_f64());
+            let traffic = live.traffic(peer.ix);
+            answer.receive_packets = traffic.receive_packets;
+            answer.receive_bytes = traffic.receive_bytes;
+            answer.transmit_packets = traffic.transmit_packets;
+            answer.transmit_bytes = traffic.transmit_bytes;
+        }
+        api::Peers { schema: api::SCHEMA, peers }
+    }
+
+    fn peers_without_figures(&self, now: Now) -> Vec<api::Peer> {
+        let blank = |name: String, state: &str| api::Peer {
+            name,
+            state: state.into(),
+            reason: None,
+            detail: None,
+            endpoint: None,
+            endpoints: Vec::new(),
+            origin: "learned".into(),
+            since: moment(now.unix_ms),
+            rtt_seconds: None,
+            path_mtu_bytes: None,
+            transport: None,
+            certificate_expires: None,
+            receive_packets: 0,
+            receive_bytes: 0,
+            transmit_packets: 0,
+            transmit_bytes: 0,
+            networks: Vec::new(),
+        };
+        let mut all = Vec::new();
+        for (node, peer) in &self.members.peers {
+            if self.members.removed.contains(node) {
+                continue;
+            }
+            let mut answer = blank(node.to_string(), self.state_of(node, peer));
+            if let Some(reason) = peer.reason.as_ref().filter(|_| peer.tunnel.is_none()) {
+                answer.reason = Some(reason.label.into());
+                answer.detail = Some(reason.text.clone());
+            }
+            answer.endpoints = self.members.endpoints(node);
+            answer.endpoint = match &peer.tunnel {
+                Some(tunnel) => Some(tunnel.endpoint.to_string()),
+                None => answer.endpoints.first().cloned(),
+            };
+            answer.origin = self.origin(node).into();
+            answer.since = moment(peer.tunnel.as_ref().map_or(peer.since_unix_ms, |t| t.since_unix_ms));
+            answer.path_mtu_bytes = peer.tunnel.as_ref().map(|t| t.mtu);
+            answer.transport = peer.tunnel.as_ref().map(|_| "datagram".into());
+            let identity =
+                peer.tunnel.as_ref().map(|t| &t.identity).or(peer.record.as_ref().map(|r| &r.identity));
+            answer.certificate_expires = identity.map(|i| rfc3339(i.not_after));
+            if let Some(record) = &peer.record {
+                let networks = record.record.networks.iter().map(|n| {
+                    let prefixes: Vec<String> =
+                        n.prefixes.iter().chain(&n.announced).map(ToString::to_string).collect();
+                    format!("{}: {}", n.name, prefixes.join(" "))
+                });
+                answer.networks = networks.collect();
+            }
+            all.push(answer);
+        }
+        for (endpoint, seed) in &self.members.seeds {
+            if seed.node.as_ref().is_some_and(|n| self.members.peers.contains_key(n)) {
+                continue;
+            }
+            let mut answer = blank(endpoint.clone(), if seed.dialer.dialing { "dialing" } else { "down" });
+            answer.reason = seed.reason.as_ref().map(|r| r.label.into());
+            answer.detail = seed.reason.as_ref().map(|r| r.text.clone());
+            answer.endpoint = Some(endpoint.clone());
+            answer.origin = if seed.runtime { "runtime" } else { "file" }.into();
+            all.push(answer);
+        }
+        for (address, stranger) in &self.members.strangers {
+            let name = stranger.node.as_ref().map_or_else(|| address.ip().to_string(), NodeId::to_string);
+            let mut answer = blank(name, "refused");
+            answer.reason = Some(stranger.reason.label.into());
+            answer.detail = Some(stranger.reason.text.clone());
+            answer.endpoint = Some(address.ip().to_string());
+            answer.origin = "stranger".into();
+            answer.since = moment(stranger.unix_ms);
+            all.push(answer);
+        }
+        all
+    }
+
+    fn state_of(&self, node: &NodeId, peer: &Peer) -> &'static str {
+        match peer {
+            Peer { tunnel: Some(_), .. } => "up",
+            Peer { left: true, .. } => "left",
+            // beyond a full mesh a tunnel is made when traffic wants it
+            _ if !self.members.wants_tunnel(node) => "idle",
+            Peer { dialer, .. } if dialer.dialing && dialer.failures == 0 => "dialing",
+            _ => "down",
+        }
+    }
+
+    fn origin(&self, node: &NodeId) -> &'static str {
+        let mut seeds = self.members.seeds.values().filter(|s| s.node.as_ref() == Some(node));
+        match seeds.next() {
+            Some(seed) if seed.runtime => "runtime",
+            Some(_) => "file",
+            None => "learned",
+        }
+    }
+
+    /// This node's networks.
+    pub fn networks(&self) -> api::Networks {
+        let answer = |n: &LocalNetwork| api::Network {
+            name: n.name.to_string(),
+            interface: n.interface.clone(),
+            tun: n.tun.clone(),
+            subnets: n.maps.iter().map(|(subnet, _)| *subnet).collect(),
+            prefixes: n.maps.iter().map(|(_, prefix)| *prefix).collect(),
+            announced: n.announce.iter().map(|a| a.prefix).collect(),
+            egress: match &n.egress {
+                EgressChoice::None => "none".into(),
+                EgressChoice::Local => "local".into(),
+                EgressChoice::Auto => "auto".into(),
+                EgressChoice::Nodes(nodes) => nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", "),
+            },
+            nodes: self
+                .members
+                .peers
+                .values()
+                .filter(|p| {
+                    let record = p.record.as_ref().filter(|_| !p.left);
+                    record.is_some_and(|r| r.record.networks.iter().any(|x| x.name == n.name))
+                })
+                .count(),
+        };
+        api::Networks { schema: api::SCHEMA, networks: self.local.networks.iter().map(answer).collect() }
+    }
+
+    /// Every prefix known.
+    pub fn routes(&self) -> api::Routes {
+        api::Routes { schema: api::SCHEMA, routes: self.all_routes() }
+    }
+
+    fn all_routes(&self) -> Vec<api::Route> {
+        let mut all = Vec::new();
+        for network in &self.local.networks {
+            let kernel = self.published.2.networks.iter().find(|n| n.slot == network.ix.0);
+            let installed: &[MeshRoute] = kernel.map_or(&[], |n| &n.routes);
+            for route in rib::routes(network, &self.members) {
+                let mtu = installed.iter().find(|r| r.prefix == route.prefix).and_then(|r| r.mtu);
+                let (state, reason) = match (&route.node, mtu) {
+                    (None, _) => ("local", None),
+                    (Some(_), Some(_)) => ("installed", None),
+                    (Some(node), None) => {
+                        let peer = self.members.peers.get(node).and_then(|p| p.reason.as_ref());
+                        let why = peer.map_or_else(|| "not yet reached".to_owned(), |r| r.text.clone());
+                        ("unreachable", Some(format!("no tunnel to {node}: {why}")))
+                    }
+                };
+                all.push(api::Route {
+                    network: network.name.to_string(),
+                    prefix: route.prefix,
+                    node: route.node.as_ref().unwrap_or(&self.local.identity.node).to_string(),
+                    kind: if route.mesh { "mesh" } else { "announced" }.into(),
+                    state: state.into(),
+                    reason,
+                    mtu: mtu.filter(|_| route.node.is_some()),
+                });
+            }
+        }
+        all
+    }
+
+    /// The longest match of an address in each network.
+    pub fn route_get(&self, address: IpAddr) -> api::RouteGet {
+        let mut best: Vec<api::Route> = Vec::new();
+        for route in self.all_routes().into_iter().filter(|r| r.prefix.contains(address)) {
+            match best.iter_mut().find(|b| b.network == route.network) {
+                Some(known) if known.prefix.len() >= route.prefix.len() => {}
+                Some(known) => *known = route,
+                None => best.push(route),
+            }
+        }
+        let reason = best.is_empty().then(|| {
+            let local = self.local.networks.iter().find(|n| n.maps.iter().any(|(s, _)| s.contains(address)));
+            match local {
+                Some(n) => format!("{address} is a local address of network {}: VMs of other nodes reach it by its mesh address", n.name),
+                None => format!("nobody announces {address}: it leaves by egress (`mesh-ctl egress`)"),
+            }
+        });
+        api::RouteGet { schema: api::SCHEMA, address, routes: best, reason }
+    }
+
+    /// Elected egress nodes.
+    pub fn egress(&self) -> api::EgressAnswer {
+        let mut egress = Vec::new();
+        for network in &self.local.networks {
+            let line = |state: &str, reason: Option<String>, v4| api::Egress {
+                network: network.name.to_string(),
+                destination: mesh_proto::Prefix::default_route(v4),
+                state: state.into(),
+                reason,
+                elected: None,
+                candidates: Vec::new(),
+            };
+            let elections = self.elections.get(&network.name).map_or(&[][..], Vec::as_slice);
+            match &network.egress {
+                EgressChoice::None => egress.push(line("refused", Some("egress = \"none\"".into()), true)),
+                EgressChoice::Local => egress.push(line("local", Some("egress = \"local\"".into()), true)),
+                EgressChoice::Nodes(_) | EgressChoice::Auto if elections.is_empty() => {
+                    egress.push(line(
+                        "none",
+                        Some("no node known offers egress for this network".into()),
+                        true,
+                    ));
+                }
+                EgressChoice::Nodes(_) | EgressChoice::Auto => {}
+            }
+            for election in elections {
+                let first = election.candidates.first().map(|c| &c.node);
+                let (state, reason) = match &election.elected {
+                    None => ("none", Some("no candidate is reachable".to_owned())),
+                    Some(node) if first == Some(node) => ("active", None),
+                    Some(_) => (
+                        "standby",
+                        Some(format!(
+                            "{} is, or was, not reachable; the one elected stays while it is",
+                            first.map_or("the first", NodeId::as_str)
+                        )),
+                    ),
+                };
+                let candidate = |c: &rib::Candidate| api::Candidate {
+                    node: c.node.to_string(),
+                    state: if c.alive { "alive" } else { "down" }.into(),
+                };
+                egress.push(api::Egress {
+                    network: network.name.to_string(),
+                    destination: election.destination,
+                    state: state.into(),
+                    reason,
+                    elected: election.elected.as_ref().map(NodeId::to_string),
+                    candidates: election.candidates.iter().map(candidate).collect(),
+                });
+            }
+        }
+        api::EgressAnswer { schema: api::SCHEMA, egress }
+    }
+
+    /// Peers by index, for counters.
+    pub fn peer_names(&self) -> Vec<(PeerIx, NodeId, bool)> {
+        self.members.peers.iter().map(|(n, p)| (p.ix, n.clone(), p.tunnel.is_some())).collect()
+    }
+
+    /// (network, index) of this node.
+    pub fn network_names(&self) -> Vec<(NetworkName, crate::forward::fib::NetworkIx)> {
+        self.local.networks.iter().map(|n| (n.name.clone(), n.ix)).collect()
+    }
+
+    /// Name and certificate's end of this node.
+    pub fn own_name(&self) -> (NodeId, i64) {
+        (self.local.identity.node.clone(), self.local.identity.not_after)
+    }
+
+    /// Whether this node's own VMs, or others', leave through a node: (network, node, in use).
+    pub fn egress_active(&self) -> Vec<(NetworkName, NodeId, bool)> {
+        let mut active = std::collections::BTreeMap::new();
+        for (network, elections) in &self.elections {
+            for election in elections {
+                for candidate in &election.candidates {
+                    let used = election.elected.as_ref() == Some(&candidate.node);
+                    *active.entry((network.clone(), candidate.node.clone())).or_insert(false) |= used;
+                }
+            }
+        }
+        active.into_iter().map(|((network, node), used)| (network, node, used)).collect()
+    }
+}

@@ -1,0 +1,221 @@
+//! Tunnels come and go: which of two is kept, why one ended, when one has to end.
+
+use std::net::SocketAddr;
+
+use mesh_proto::NodeId;
+use mesh_proto::hello::{CloseCode, Hello};
+use mesh_proto::identity::Identity;
+use mesh_proto::limits::MIN_UDP_PAYLOAD;
+use mesh_proto::record::SignedRecord;
+use tracing::{debug, info, warn};
+
+use super::Control;
+use super::event::{ConnId, Now, Output, Reason, Target};
+use super::members::{Stranger, Tunnel};
+use super::sessions::{Claim, Dialer};
+
+impl Control {
+    pub(super) fn tunnel_up(
+        &mut self,
+        conn: ConnId,
+        identity: Identity,
+        endpoint: SocketAddr,
+        dialed: Option<Target>,
+        hello: Hello,
+        now: Now,
+    ) {
+        let node = identity.node.clone();
+        if let Some(Target::Seed(seed)) = &dialed
+            && let Some(seed) = self.members.seeds.get_mut(seed)
+        {
+            seed.node = Some(node.clone());
+            seed.reason = None;
+            seed.dialer.up();
+            // the operator named this endpoint after the removal
+            self.members.removed.remove(&node);
+        }
+        if self.members.removed.contains(&node) {
+            let text =
+                format!("{node} was removed here by the operator: `mesh-ctl peer add` lets it in again");
+            self.close(conn, CloseCode::Removed, text);
+            return;
+        }
+        let by_smaller = (self.local.identity.node < node) == dialed.is_some();
+        let claim = Claim { generation: hello.generation, by_smaller, since: now.mono };
+        let peer = self.members.peer(&node, now.mono, now.unix_ms);
+        let mut superseded = None;
+        if let Some(old) = &peer.tunnel {
+            if !claim.replaces(&old.claim) {
+                debug!(peer = %node, "a second connection: the first is kept");
+                self.close(conn, CloseCode::Superseded, "another connection is kept".into());
+                return;
+            }
+            superseded = Some(old.conn);
+        }
+        info!(peer = %node, %endpoint, dialed = dialed.is_some(), "tunnel up");
+        if dialed.is_none() && peer.dialer.dialing {
+            self.outputs.push_back(Output::CancelDial(Target::Node(node.clone())));
+        }
+        peer.dialer.up();
+        peer.reason = None;
+        peer.left = false;
+        peer.tunnel = Some(Tunnel {
+            conn,
+            endpoint,
+            identity,
+            hello,
+            claim,
+            since_unix_ms: now.unix_ms,
+            mtu: u32::from(MIN_UDP_PAYLOAD) - 40,
+        });
+        self.members.strangers.retain(|_, s| s.node.as_ref() != Some(&node));
+        self.members.conns.insert(conn, node);
+        if let Some(old) = superseded {
+            self.members.conns.remove(&old);
+            self.close(old, CloseCode::Superseded, "another connection is kept".into());
+        }
+        let known = self.members.peers.values().filter_map(|p| p.record.as_ref());
+        let all: Vec<SignedRecord> =
+            std::iter::once(&self.own).chain(known).map(|r| r.signed.clone()).collect();
+        self.send_records(conn, &all);
+    }
+
+    pub(super) fn tunnel_closed(&mut self, conn: ConnId, reason: Reason, now: Now) {
+        let Some(node) = self.members.conns.remove(&conn) else { return };
+        let Some(peer) = self.members.peers.get_mut(&node) else { return };
+        if peer.tunnel.as_ref().is_none_or(|t| t.conn != conn) {
+            return;
+        }
+        let said = peer.record.as_ref().is_some_and(|r| r.record.leaving);
+        let left = said || reason.label == CloseCode::Leaving.reason();
+        if left {
+            info!(peer = %node, "peer has left");
+        } else {
+            warn!(peer = %node, reason = reason.label, text = reason.text, "tunnel down");
+        }
+        let since = peer.tunnel.take().map_or(now.mono, |t| t.claim.since);
+        peer.failed = true;
+        peer.left = left;
+        peer.since_unix_ms = now.unix_ms;
+        peer.attempt = 0;
+        if reason.label == CloseCode::Removed.reason() {
+            peer.dialer.unwelcome(now.mono, &mut self.rng);
+        } else {
+            peer.dialer.down(since, now.mono, &mut self.rng);
+        }
+        peer.reason = Some(reason);
+    }
+
+    pub(super) fn dial_failed(&mut self, target: Target, endpoint: &str, reason: Reason, now: Now) {
+        let (dialer, shown, name) = match &target {
+            Target::Seed(seed) => match self.members.seeds.get_mut(seed) {
+                Some(s) => (&mut s.dialer, &mut s.reason, seed.as_str()),
+                None => return,
+            },
+            Target::Node(node) => match self.members.peers.get_mut(node) {
+                // it has dialled us meanwhile
+                Some(p) if p.tunnel.is_some() => return p.dialer.up(),
+                Some(p) => (&mut p.dialer, &mut p.reason, node.as_str()),
+                None => return,
+            },
+        };
+        if reason.label == CloseCode::Removed.reason() {
+            dialer.unwelcome(now.mono, &mut self.rng);
+        } else {
+            dialer.failed(now.mono, &mut self.rng);
+        }
+        if shown.as_ref() == Some(&reason) {
+            debug!(peer = name, endpoint, reason = reason.label, text = reason.text, "dial failed again");
+        } else {
+            warn!(peer = name, endpoint, reason = reason.label, text = reason.text, "dial failed");
+        }
+        // an unnamed seed's endpoint may have passed to another node
+        if reason.label == CloseCode::Name.reason()
+            && let Target::Node(node) = &target
+        {
+            for (e, seed) in &mut self.members.seeds {
+                if e == endpoint && !seed.pinned && seed.node.as_ref() == Some(node) {
+                    seed.node = None;
+                    seed.dialer = Dialer::new(now.mono);
+                    seed.dialer.failed(now.mono, &mut self.rng);
+                }
+            }
+        }
+        *self.counts.handshake_failures.entry(reason.label).or_default() += 1;
+        match target {
+            Target::Seed(s) => {
+                if let Some(seed) = self.members.seeds.get_mut(&s) {
+                    seed.reason = Some(reason);
+                }
+            }
+            Target::Node(n) => {
+                if let Some(peer) = self.members.peers.get_mut(&n) {
+                    peer.left |= reason.label == CloseCode::Leaving.reason();
+                    peer.reason = Some(reason);
+                }
+            }
+        }
+    }
+
+    pub(super) fn accept_failed(
+        &mut self,
+        endpoint: SocketAddr,
+        node: Option<NodeId>,
+        reason: Reason,
+        now: Now,
+    ) {
+        // the dialer has found another way to us
+        let quiet = [CloseCode::Superseded.reason(), CloseCode::Abandoned.reason()];
+        if quiet.contains(&reason.label) {
+            return;
+        }
+        let key = SocketAddr::new(endpoint.ip(), 0);
+        let known = self.members.strangers.get(&key).is_some_and(|s| s.reason == reason);
+        if known {
+            debug!(%endpoint, reason = reason.label, text = reason.text, "refused again");
+        } else if let Some(suppressed) = self.limits.refused.allow(now.mono) {
+            warn!(%endpoint, reason = reason.label, text = reason.text, suppressed, "refused a connection");
+        }
+        *self.counts.handshake_failures.entry(reason.label).or_default() += 1;
+        self.members.refused(endpoint, Stranger { node, reason, unix_ms: now.unix_ms });
+    }
+
+    pub(super) fn close(&mut self, conn: ConnId, code: CloseCode, text: String) {
+        self.outputs.push_back(Output::Close { conn, code, text });
+    }
+
+    /// An authenticated peer breaks the protocol.
+    pub(super) fn breach(&mut self, conn: ConnId, text: String, now: Now) {
+        *self.counts.handshake_failures.entry(CloseCode::Protocol.reason()).or_default() += 1;
+        self.drop_tunnel(conn, CloseCode::Protocol, text, now);
+    }
+
+    /// Closes a tunnel that is up, and remembers why.
+    pub(super) fn drop_tunnel(&mut self, conn: ConnId, code: CloseCode, text: String, now: Now) {
+        let reason = Reason { label: code.reason(), text: text.clone() };
+        self.tunnel_closed(conn, reason, now);
+        self.close(conn, code, text);
+    }
+
+    pub(super) fn close_expired(&mut self, now: Now) {
+        let unix = (now.unix_ms / 1000) as i64;
+        let expired: Vec<(ConnId, NodeId)> = self
+            .members
+            .peers
+            .iter()
+            .filter_map(|(node, peer)| {
+                let tunnel = peer.tunnel.as_ref()?;
+                (tunnel.identity.not_after < unix).then(|| (tunnel.conn, node.clone()))
+            })
+            .collect();
+        for (conn, node) in expired {
+            self.drop_tunnel(conn, CloseCode::Expired, format!("the certificate of {node} has expired"), now);
+            self.refresh();
+        }
+    }
+
+    pub(super) fn tunnel_mut(&mut self, conn: ConnId) -> Option<&mut Tunnel> {
+        let node = self.members.conns.get(&conn)?;
+        self.members.peers.get_mut(node)?.tunnel.as_mut().filter(|t| t.conn == conn)
+    }
+}

@@ -1,0 +1,308 @@
+//! The one task that owns `Control`: an input in, its outputs carried out in order, one alarm set. It decides nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use mesh_proto::hello::{CloseCode, Message, TraceReply};
+use quinn::VarInt;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info};
+
+use crate::control::Control;
+use crate::control::event::{ConnId, Input, Now, Output, Saved, Target, TunnelSpec};
+use crate::control::host::HostState;
+use crate::control::status::{self, Figures, Traffic};
+use crate::forward::counters::{Direction, PeerCounters};
+use crate::forward::fib::{Fib, NetworkSpec, PeerIx};
+use crate::io::query::{Query, View};
+use crate::io::quic::connection::{self, Context, Dial, Door, Event};
+use crate::io::quic::datagram::{Datagrams, InboundSender, read_datagrams};
+
+use crate::tunnel::{Snapshot, Tunnel};
+
+/// How long a polite goodbye may take to reach the peers.
+const GOODBYE: Duration = Duration::from_millis(300);
+
+/// The channels between the loop and the rest.
+pub struct Wiring {
+    /// From connections and tasks.
+    pub events: mpsc::Receiver<Event>,
+    /// Questions of the API.
+    pub queries: mpsc::Receiver<Query>,
+    /// Packets that lacked a tunnel.
+    pub wanted: mpsc::Receiver<PeerIx>,
+    /// quinn's endpoint.
+    pub quic: quinn::Endpoint,
+    /// For new connections.
+    pub context: Context,
+    /// What the packet loops read.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Where a tunnel's packets go.
+    pub inbound: InboundSender,
+    /// Desired kernel state, the latest only.
+    pub host: watch::Sender<Arc<HostState>>,
+    /// State for the disk, the latest only.
+    pub save: watch::Sender<Saved>,
+    /// Ends the loop, politely.
+    pub stop: oneshot::Receiver<()>,
+}
+
+/// What the loop knows besides `Control`: live figures of connections.
+struct Figured<'a> {
+    live: &'a BTreeMap<ConnId, Live>,
+    traffic: &'a BTreeMap<PeerIx, Arc<PeerCounters>>,
+}
+
+impl status::Live for Figured<'_> {
+    fn figures(&self, conn: ConnId) -> Option<Figures> {
+        self.live.get(&conn).map(|l| Figures { rtt: l.connection.rtt() })
+    }
+
+    fn traffic(&self, peer: PeerIx) -> Traffic {
+        let Some(counters) = self.traffic.get(&peer) else { return Traffic::default() };
+        let (out, inb) = (counters.read(Direction::Outbound), counters.read(Direction::Inbound));
+        Traffic {
+            receive_packets: inb.packets,
+            receive_bytes: inb.bytes,
+            transmit_packets: out.packets,
+            transmit_bytes: out.bytes,
+        }
+    }
+}
+
+struct Live {
+    connection: quinn::Connection,
+    writer: mpsc::Sender<Message>,
+    tunnel: Option<Arc<Tunnel>>,
+}
+
+/// Runs until told to stop; then says goodbye.
+pub async fn run(mut control: Control, mut wiring: Wiring) {
+    let mut state = Loop {
+        live: BTreeMap::new(),
+        traffic: BTreeMap::new(),
+        dials: BTreeMap::new(),
+        traces: BTreeMap::new(),
+        next_trace: 1,
+    };
+    let door = Door::default();
+    state.carry_out(&mut control, &wiring);
+    loop {
+        let alarm = control.poll_timeout(now()).map(tokio::time::Instant::from_std);
+        // in no order: a peer that talks without end must not keep the others, the operator or the stop waiting
+        tokio::select! {
+            _ = &mut wiring.stop => break,
+            Some(event) = wiring.events.recv() => state.event(&mut control, event),
+            Some(query) = wiring.queries.recv() => state.query(&mut control, query),
+            Some(peer) = wiring.wanted.recv() => control.handle(Input::Wanted(peer), now()),
+            Some(incoming) = wiring.quic.accept() => door.admit(incoming, &wiring.context),
+            () = sleep_until(alarm) => control.handle_timeout(now()),
+        }
+        state.carry_out(&mut control, &wiring);
+    }
+    info!("saying goodbye");
+    control.handle(Input::Leave, now());
+    state.carry_out(&mut control, &wiring);
+    if !state.live.is_empty() {
+        tokio::time::sleep(GOODBYE).await;
+    }
+    wiring.quic.close(VarInt::from_u32(CloseCode::Leaving as u32), b"the node stops");
+    let _ = tokio::time::timeout(GOODBYE, wiring.quic.wait_idle()).await;
+}
+
+async fn sleep_until(alarm: Option<tokio::time::Instant>) {
+    match alarm {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the loop reads the clock for the pure core")]
+/// Both clocks.
+pub fn now() -> Now {
+    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    Now { mono: Instant::now(), unix_ms }
+}
+
+struct Loop {
+    live: BTreeMap<ConnId, Live>,
+    /// Kept over a peer's tunnels: a counter does not go back.
+    traffic: BTreeMap<PeerIx, Arc<PeerCounters>>,
+    /// Ends a dial that has not got through; the last one to each target.
+    dials: BTreeMap<Target, oneshot::Sender<()>>,
+    traces: BTreeMap<u64, oneshot::Sender<Result<TraceReply, String>>>,
+    next_trace: u64,
+}
+
+impl Loop {
+    fn event(&mut self, control: &mut Control, event: Event) {
+        let input = match event {
+            Event::Input(input) => input,
+            Event::Up { input, conn, connection, writer } => {
+                self.live.insert(conn, Live { connection, writer, tunnel: None });
+                input
+            }
+        };
+        if let Input::TunnelClosed { conn, .. } = &input {
+            self.live.remove(conn);
+        }
+        control.handle(input, now());
+    }
+
+    fn query(&mut self, control: &mut Control, query: Query) {
+        match query {
+            Query::Ask(ask) => {
+                let live = Figured { live: &self.live, traffic: &self.traffic };
+                ask(control, &View { now: now(), live: &live });
+            }
+            Query::Trace { network, source, destination, reply } => {
+                let id = self.next_trace;
+                self.next_trace += 1;
+                // an asker that has gone away no longer waits
+                self.traces.retain(|_, reply| !reply.is_closed());
+                self.traces.insert(id, reply);
+                control.handle(Input::Trace { id, network, source, destination }, now());
+            }
+        }
+    }
+
+    fn carry_out(&mut self, control: &mut Control, wiring: &Wiring) {
+        while let Some(output) = control.poll_output() {
+            match output {
+                Output::Publish { networks, tunnels } => self.publish(networks, &tunnels, wiring),
+                Output::SyncHost(state) => {
+                    wiring.host.send_replace(state);
+                }
+                Output::Dial { target, endpoint, expect } => {
+                    let (cancel, cancelled) = oneshot::channel();
+                    self.dials.insert(target.clone(), cancel);
+                    let dial = Dial { target, endpoint, expect, cancelled };
+                    tokio::spawn(connection::dial(wiring.quic.clone(), wiring.context.clone(), dial));
+                }
+                Output::CancelDial(target) => {
+                    if let Some(cancel) = self.dials.remove(&target) {
+                        let _ = cancel.send(());
+                    }
+                }
+                Output::Close { conn, code, text } => {
+                    if let Some(live) = self.live.get(&conn) {
+                        live.connection.close(VarInt::from_u32(code as u32), text.as_bytes());
+                    }
+                }
+                Output::Send { conn, message } => {
+                    let Some(live) = self.live.get(&conn) else { continue };
+                    if live.writer.try_send(message).is_err() {
+                        // it takes nothing any more: better a new tunnel than a queue without end
+                        let text = "control messages are not taken".to_owned();
+                        control.handle(Input::Breach { conn, text }, now());
+                    }
+                }
+                Output::Save(saved) => {
+                    wiring.save.send_replace(saved);
+                }
+                Output::Traced { id, answer } => {
+                    if let Some(reply) = self.traces.remove(&id) {
+                        let _ = reply.send(answer);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Builds the snapshot: tunnels that stay keep their object and its counters.
+    fn publish(&mut self, networks: Vec<Option<NetworkSpec>>, specs: &[TunnelSpec], wiring: &Wiring) {
+        let len = specs.iter().map(|s| s.peer.0 as usize + 1).max().unwrap_or(0);
+        let mut tunnels = vec![None; len];
+        for spec in specs {
+            let Some(live) = self.live.get_mut(&spec.conn) else { continue };
+            let counters = self.traffic.entry(spec.peer).or_default().clone();
+            let tunnel = live.tunnel.get_or_insert_with(|| {
+                let carrier = Box::new(Datagrams::new(live.connection.clone()));
+                let tunnel = Arc::new(Tunnel::new(spec.peer, spec.handles.clone(), carrier, counters));
+                tokio::spawn(read_datagrams(live.connection.clone(), tunnel.clone(), wiring.inbound.clone()));
+                tunnel
+            });
+            tunnels[spec.peer.0 as usize] = Some(tunnel.clone());
+        }
+        wiring.snapshot.store(Arc::new(Snapshot { fib: Arc::new(Fib::new(networks)), tunnels }));
+    }
+}
+
+/// Between two attempts to write to a disk that refused.
+const RETRY_SAVE: Duration = Duration::from_secs(1);
+
+/// Writes state to disk, the latest value only, until its sender is gone and the last value is written.
+pub async fn save_task(dir: std::path::PathBuf, mut saved: watch::Receiver<Saved>) {
+    let mut written: Option<Saved> = None;
+    let mut told = false;
+    // a value not yet seen comes before the news that the sender has gone
+    while saved.changed().await.is_ok() {
+        loop {
+            let latest = saved.borrow_and_update().clone();
+            if written.as_ref() == Some(&latest) {
+                break;
+            }
+            let (dir, value) = (dir.clone(), latest.clone());
+            let result = tokio::task::spawn_blocking(move || crate::io::state::store(&dir, &value)).await;
+            let error = match result {
+                Ok(Ok(())) => {
+                    written = Some(latest);
+                    told = false;
+                    break;
+                }
+                Ok(Err(error)) => format!("{error:#}"),
+                Err(error) => error.to_string(),
+            };
+            if !told {
+                error!(error, "state is not saved: a restart will not know what has changed");
+                told = true;
+            }
+            // a newer value, or the same once more; at a stop there is no more waiting
+            if let Ok(Err(_)) = tokio::time::timeout(RETRY_SAVE, saved.changed()).await {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(peer: usize) -> Saved {
+        Saved { peers: vec![format!("198.51.100.{peer}:4650")], ..Saved::default() }
+    }
+
+    #[tokio::test]
+    async fn the_last_state_is_on_disk_when_the_sender_has_gone_even_if_it_was_the_only_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tx, rx) = watch::channel(Saved::default());
+        tx.send_replace(value(1));
+        tx.send_replace(value(2));
+        drop(tx);
+        save_task(dir.path().to_owned(), rx).await;
+        assert_eq!(crate::io::state::load(dir.path()).0, value(2));
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_refuses_is_asked_again() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("absent");
+        let (tx, rx) = watch::channel(Saved::default());
+        let task = tokio::spawn(save_task(dir.clone(), rx));
+        tx.send_replace(value(1));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        std::fs::create_dir(&dir).unwrap();
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            if crate::io::state::load(&dir).0 == value(1) {
+                break;
+            }
+        }
+        assert_eq!(crate::io::state::load(&dir).0, value(1));
+        drop(tx);
+        task.await.unwrap();
+    }
+}

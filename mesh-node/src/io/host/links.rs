@@ -1,0 +1,176 @@
+//! Interfaces: their index, addresses and state, and where the outside is.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt;
+use mesh_proto::Prefix;
+use netlink_packet_route::address::{AddressAttribute, AddressScope};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
+
+use super::HostError;
+use crate::control::host::rules::MAIN_TABLE;
+
+/// An interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The kernel's number of it.
+    pub index: u32,
+    /// Whether it is set up.
+    pub up: bool,
+    /// Its MTU.
+    pub mtu: u32,
+}
+
+/// All interfaces by name.
+pub async fn links(handle: &Handle) -> Result<BTreeMap<String, Link>, HostError> {
+    let mut found = BTreeMap::new();
+    let mut stream = std::pin::pin!(handle.link().get().execute());
+    while let Some(message) =
+        stream.try_next().await.map_err(|e| HostError::netlink("list interfaces", &e))?
+    {
+        let (mut name, mut mtu) = (None, 0);
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(text) => name = Some(text.clone()),
+                LinkAttribute::Mtu(value) => mtu = *value,
+                _ => {}
+            }
+        }
+        let up = message.header.flags.contains(LinkFlags::Up);
+        if let Some(name) = name {
+            found.insert(name, Link { index: message.header.index, up, mtu });
+        }
+    }
+    Ok(found)
+}
+
+/// The kernel's number of an interface; `None` if there is none of that name.
+pub async fn interface_index(handle: &Handle, name: &str) -> Result<Option<u32>, HostError> {
+    Ok(links(handle).await?.get(name).map(|link| link.index))
+}
+
+/// Sets an interface up, with this MTU and queue length where given.
+pub async fn set_link(
+    handle: &Handle,
+    name: &str,
+    mtu: Option<u32>,
+    txqueuelen: Option<u32>,
+) -> Result<(), HostError> {
+    let index =
+        interface_index(handle, name).await?.ok_or_else(|| HostError::NoInterface(name.to_owned()))?;
+    let mut message = LinkMessageBuilder::<LinkUnspec>::new().index(index).up();
+    if let Some(mtu) = mtu {
+        message = message.mtu(mtu);
+    }
+    if let Some(len) = txqueuelen {
+        message = message.txqueuelen(len);
+    }
+    let set = handle.link().set(message.build()).execute().await;
+    set.map_err(|e| HostError::netlink(&format!("set {name} up"), &e))
+}
+
+/// An address of an interface.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InterfaceAddress {
+    /// The interface.
+    pub interface: String,
+    /// The address.
+    pub address: IpAddr,
+    /// Length of its network's prefix.
+    pub len: u8,
+    /// Whether it is valid beyond the link.
+    pub global: bool,
+}
+
+impl InterfaceAddress {
+    /// The connected network it stands for.
+    pub fn network(&self) -> Option<Prefix> {
+        Prefix::covering(self.address, self.len).ok()
+    }
+}
+
+/// All addresses of all interfaces.
+pub async fn addresses(handle: &Handle) -> Result<Vec<InterfaceAddress>, HostError> {
+    let names: BTreeMap<u32, String> =
+        links(handle).await?.into_iter().map(|(name, link)| (link.index, name)).collect();
+    let mut found = Vec::new();
+    let mut stream = std::pin::pin!(handle.address().get().execute());
+    while let Some(message) = stream.try_next().await.map_err(|e| HostError::netlink("list addresses", &e))? {
+        // On a point-to-point link `Address` is the far end, `Local` ours; IPv6 has no `Local` else.
+        let (mut local, mut address) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(ip) => local = Some(*ip),
+                AddressAttribute::Address(ip) => address = Some(*ip),
+                _ => {}
+            }
+        }
+        let (Some(ip), Some(interface)) = (local.or(address), names.get(&message.header.index)) else {
+            continue;
+        };
+        found.push(InterfaceAddress {
+            interface: interface.clone(),
+            address: ip,
+            len: message.header.prefix_len,
+            global: message.header.scope == AddressScope::Universe && !ip.is_loopback(),
+        });
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The global addresses of one interface, with the length of their prefix.
+pub async fn interface_addresses(handle: &Handle, name: &str) -> Result<Vec<(IpAddr, u8)>, HostError> {
+    let all = addresses(handle).await?;
+    Ok(all.into_iter().filter(|a| a.global && a.interface == name).map(|a| (a.address, a.len)).collect())
+}
+
+/// The interface and gateway of the main table's default route with the lowest metric.
+pub async fn default_uplink(
+    handle: &Handle,
+    v4: bool,
+) -> Result<Option<(String, Option<IpAddr>)>, HostError> {
+    let names: BTreeMap<u32, String> =
+        links(handle).await?.into_iter().map(|(name, link)| (link.index, name)).collect();
+    let mut best: Option<(u32, String, Option<IpAddr>)> = None;
+    for message in super::routes::dump(handle, v4, None).await? {
+        if message.header.destination_prefix_length != 0 || message.header.kind != RouteType::Unicast {
+            continue;
+        }
+        if let Some((metric, index, gateway)) = main_next_hop(&message)
+            && let Some(name) = names.get(&index)
+            && best.as_ref().is_none_or(|(lowest, ..)| metric < *lowest)
+        {
+            best = Some((metric, name.clone(), gateway));
+        }
+    }
+    Ok(best.map(|(_, name, gateway)| (name, gateway)))
+}
+
+/// Metric, interface and gateway of a main-table route; of several next hops the first.
+fn main_next_hop(message: &RouteMessage) -> Option<(u32, u32, Option<IpAddr>)> {
+    let mut table = u32::from(message.header.table);
+    let (mut metric, mut index, mut gateway) = (0, None, None);
+    let mut attributes: Vec<&RouteAttribute> = message.attributes.iter().collect();
+    for attribute in &message.attributes {
+        if let RouteAttribute::MultiPath(hops) = attribute
+            && let Some(hop) = hops.first()
+        {
+            index = Some(hop.interface_index);
+            attributes.extend(&hop.attributes);
+        }
+    }
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Priority(number) => metric = *number,
+            RouteAttribute::Oif(number) => index = Some(*number),
+            RouteAttribute::Gateway(address) => gateway = super::routes::ip(address),
+            _ => {}
+        }
+    }
+    (table == MAIN_TABLE).then_some((metric, index?, gateway))
+}

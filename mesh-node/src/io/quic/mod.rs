@@ -1,0 +1,8 @@
+//! QUIC: TLS, the endpoint, connections with their control streams, and packets as DATAGRAM frames.
+pub mod connection;
+pub mod datagram;
+pub mod endpoint;
+pub mod tls;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! Where packets meet `forward`: threads that read, ask for a verdict, and do it. The only place, with `control_loop`,
+//! where deciding meets doing.
+//!
+//! ```text
+//!  network's TUN --> outbound thread (one per network)            reader tasks (one per connection)
+//!                      read until empty, 256 packets or 200 KB      |  batches, bounded queue
+//!                      forward::outbound per superpacket            v
+//!                      cut into the peer's batch                  inbound thread (one per node)
+//!                      Tunnel::send per peer                        frame, forward::inbound per packet
+//!                                                                   join into superpackets --> network's TUN
+//! ```
+//!
+//! Both take the snapshot once per batch and share nothing else: no lock and no allocation per packet. A thread never
+//! panics on what a packet holds, and counts whatever it drops.
+//!
+//! `node` builds the TUNs and calls [`PacketLoops`]; each connection's reader task gets a clone of the sender.
+#![allow(clippy::disallowed_methods, reason = "the loops read the clock, once per batch")]
+
+mod inbound;
+mod moderation;
+mod outbound;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::{Builder, JoinHandle};
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+
+use crate::forward::counters::Counters;
+use crate::forward::fib::{NetworkIx, PeerIx};
+use crate::io::quic::datagram::{InboundSender, inbound_queue};
+use crate::io::tun::Tun;
+use crate::io::tun::sys::prioritise_thread;
+use crate::tunnel::Snapshot;
+
+/// Packet threads run before ordinary ones: they hold the packets of all of them. A unit's `Nice=` says the same; this
+/// is for a daemon started by hand.
+const NICE: i32 = -10;
+
+/// What all packet threads share.
+#[derive(Debug)]
+struct Shared {
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    /// By `NetworkIx`.
+    tuns: ArcSwap<Vec<Option<Arc<Tun>>>>,
+    counters: Arc<Counters>,
+    /// Peers that have packets waiting and no tunnel.
+    wanted: mpsc::Sender<PeerIx>,
+}
+
+/// The running packet threads of this node.
+#[derive(Debug)]
+pub struct PacketLoops {
+    shared: Arc<Shared>,
+    inbound: InboundSender,
+    inbound_thread: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+    outbound: BTreeMap<NetworkIx, OutboundThread>,
+}
+
+#[derive(Debug)]
+struct OutboundThread {
+    stop: Arc<AtomicBool>,
+    tun: Arc<Tun>,
+    thread: JoinHandle<()>,
+}
+
+impl PacketLoops {
+    /// Starts the inbound thread. A peer without tunnel that a packet wants to go to is told over `wanted`, about four
+    /// times a second while packets come; when that channel is full it is told again later.
+    pub fn start(
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        counters: Arc<Counters>,
+        wanted: mpsc::Sender<PeerIx>,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared { snapshot, tuns: ArcSwap::default(), counters, wanted });
+        let (inbound, queue) = inbound_queue();
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = spawn("mesh-in".to_owned(), {
+            let (shared, stop) = (shared.clone(), stop.clone());
+            move || inbound::run(&shared, queue, &stop)
+        })?;
+        Ok(Self { shared, inbound, inbound_thread: Some((stop, thread)), outbound: BTreeMap::new() })
+    }
+
+    /// Where reader tasks put what they received.
+    pub fn inbound(&self) -> InboundSender {
+        self.inbound.clone()
+    }
+
+    /// Starts to serve a network; one that had this index is stopped first.
+    pub fn add_network(&mut self, network: NetworkIx, tun: Arc<Tun>) -> io::Result<()> {
+        self.remove_network(network);
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = spawn(format!("mesh-out-{}", network.0), {
+            let (shared, tun, stop) = (self.shared.clone(), tun.clone(), stop.clone());
+            move || outbound::run(&shared, network, &tun, &stop)
+        })?;
+        self.set_tun(network, Some(tun.clone()));
+        self.outbound.insert(network, OutboundThread { stop, tun, thread });
+        Ok(())
+    }
+
+    /// Stops serving a network and waits for its thread. The device vanishes with its last `Arc`.
+    pub fn remove_network(&mut self, network: NetworkIx) {
+        let Some(OutboundThread { stop, tun, thread }) = self.outbound.remove(&network) else { return };
+        self.set_tun(network, None);
+        stop.store(true, Relaxed);
+        tun.wake();
+        join(thread);
+    }
+
+    /// Networks whose thread has ended by itself: the device is gone, and has to be made anew.
+    pub fn lost_networks(&self) -> Vec<NetworkIx> {
+        self.outbound.iter().filter(|(_, t)| t.thread.is_finished()).map(|(network, _)| *network).collect()
+    }
+
+    /// Stops every thread and waits for them. Dropping does the same.
+    pub fn stop(&mut self) {
+        for network in self.outbound.keys().copied().collect::<Vec<_>>() {
+            self.remove_network(network);
+        }
+        if let Some((stop, thread)) = self.inbound_thread.take() {
+            stop.store(true, Relaxed);
+            self.inbound.wake();
+            join(thread);
+        }
+    }
+
+    fn set_tun(&self, network: NetworkIx, tun: Option<Arc<Tun>>) {
+        self.shared.tuns.rcu(|tuns| {
+            let mut tuns = Vec::clone(tuns);
+            let ix = usize::from(network.0);
+            if tuns.len() <= ix {
+                tuns.resize(ix + 1, None);
+            }
+            tuns[ix].clone_from(&tun);
+            tuns
+        });
+    }
+}
+
+impl Drop for PacketLoops {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Gives the calling thread the rank of a packet thread. In standard mode the runtime's threads are on the way of every
+/// packet too: a builder's `on_thread_start` calls this. Best effort.
+pub fn prioritise() {
+    if !prioritise_thread(NICE) {
+        tracing::debug!(nice = NICE, "no priority for a packet thread: CAP_SYS_NICE is missing");
+    }
+}
+
+fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    Builder::new().name(name).spawn(move || {
+        prioritise();
+        work();
+    })
+}
+
+fn join(thread: JoinHandle<()>) {
+    let name = thread.thread().name().unwrap_or_default().to_owned();
+    if thread.join().is_err() {
+        tracing::error!(name, "packet thread ended by a panic");
+    }
+}

@@ -1,0 +1,275 @@
+//! VM to mesh: one thread per network, from its TUN to the tunnels.
+//!
+//! 1. Read: the first packet of a batch may be waited for, the next ones not.
+//! 2. `forward::outbound` once per superpacket: tunnel, back to the TUN, or drop.
+//! 3. Cut into the batch of the peer, each piece behind its frame header.
+//! 4. When the TUN is empty or the batch full: one `Tunnel::send` per peer.
+
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use mesh_proto::frame::FrameHeader;
+
+use super::Shared;
+use super::moderation::Moderation;
+use crate::forward::counters::Direction;
+use crate::forward::fib::{NetworkIx, PeerIx};
+use crate::forward::segment::{self, NEEDS_CSUM, VnetHdr};
+use crate::forward::{self, DropReason, Verdict};
+use crate::io::tun::{READ_BUFFER, Read, Tun, VNET_HEADER, Wait};
+use crate::tunnel::{OutBatch, Sent, Snapshot, Tunnel};
+
+/// Limits of one batch: what the far side can buffer in a go, and about 0.2 ms of work.
+const BATCH_PACKETS: u64 = 256;
+const BATCH_BYTES: usize = 200_000;
+
+/// How often a peer without tunnel is asked for while packets for it come.
+const ASK_EVERY: Duration = Duration::from_millis(250);
+
+/// Between two tries to read from a device that answers with an error, and how many tries before it is given up. A
+/// device set down for a moment is no reason to end; one that was deleted never comes back.
+const ERROR_PAUSE: Duration = Duration::from_millis(20);
+const ERROR_TRIES: u32 = 50;
+
+/// Reads until told to stop, or until the device is gone.
+pub(super) fn run(shared: &Shared, network: NetworkIx, tun: &Tun, stop: &AtomicBool) {
+    let mut outbound = Outbound {
+        shared,
+        network,
+        tun,
+        buffer: vec![0; READ_BUFFER],
+        peers: Peers::default(),
+        asked: BTreeMap::new(),
+        moderation: Moderation::new(Instant::now()),
+    };
+    let mut errors = 0;
+    while !stop.load(Relaxed) {
+        match outbound.batch() {
+            Ok(()) => errors = 0,
+            Err(error) => {
+                errors += 1;
+                if errors == ERROR_TRIES {
+                    tracing::error!(device = tun.name(), %error, "gave up reading from the device");
+                    return;
+                }
+                std::thread::sleep(ERROR_PAUSE);
+            }
+        }
+    }
+}
+
+struct Outbound<'a> {
+    shared: &'a Shared,
+    network: NetworkIx,
+    tun: &'a Tun,
+    buffer: Vec<u8>,
+    peers: Peers,
+    /// When a tunnel was last asked for.
+    asked: BTreeMap<PeerIx, Instant>,
+    moderation: Moderation,
+}
+
+/// How much a batch holds, as read and as sent.
+#[derive(Default, Clone, Copy)]
+struct Filled {
+    packets: u64,
+    bytes: usize,
+    sent_packets: u64,
+    sent_bytes: u64,
+    mapped: u64,
+}
+
+impl Filled {
+    fn sent(&mut self, bytes: usize) {
+        self.sent_packets += 1;
+        self.sent_bytes += bytes as u64;
+    }
+}
+
+impl Outbound<'_> {
+    /// Waits for a packet, then handles it and all that follow at once.
+    fn batch(&mut self) -> std::io::Result<()> {
+        let Read::Packet(first) = self.tun.read(&mut self.buffer, Wait::Forever)? else { return Ok(()) };
+        // One snapshot for all that follows; the guard keeps it alive without counting references.
+        let snapshot = self.shared.snapshot.load();
+        let mut filled = Filled::default();
+        self.packet(&snapshot, first, &mut filled);
+        let drained = self.drain(&snapshot, &mut filled);
+        if let Some(wait) = self.moderation.handle_batch(Instant::now(), filled.packets, filled.bytes) {
+            std::thread::sleep(wait);
+            let before = filled.packets;
+            let _ = self.drain(&snapshot, &mut filled);
+            self.flush(&filled);
+            self.moderation.handle_flush(Instant::now(), filled.packets - before);
+        } else {
+            self.flush(&filled);
+            self.moderation.handle_flush(Instant::now(), 0);
+        }
+        drained
+    }
+
+    /// Handles what is there, up to the limits of a batch.
+    fn drain(&mut self, snapshot: &Snapshot, filled: &mut Filled) -> std::io::Result<()> {
+        while filled.packets < BATCH_PACKETS && filled.bytes < BATCH_BYTES {
+            match self.tun.read(&mut self.buffer, Wait::No)? {
+                Read::Packet(n) => self.packet(snapshot, n, filled),
+                Read::Empty | Read::Woken => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// One superpacket of `n` bytes, header included, from the buffer.
+    fn packet(&mut self, snapshot: &Snapshot, n: usize, filled: &mut Filled) {
+        filled.packets += 1;
+        filled.bytes += n;
+        if let Err((reason, packets)) = self.forward(snapshot, n, filled) {
+            self.shared.counters.dropped(Direction::Outbound, reason, packets);
+        }
+    }
+
+    /// Puts it where it belongs; an error says how many packets were dropped, and why.
+    fn forward(
+        &mut self,
+        snapshot: &Snapshot,
+        n: usize,
+        filled: &mut Filled,
+    ) -> Result<(), (DropReason, u64)> {
+        let malformed = (DropReason::Malformed, 1);
+        let (header, packet) = self.buffer[..n].split_at_mut_checked(VNET_HEADER).ok_or(malformed)?;
+        let vnet = VnetHdr::parse(header).ok_or(malformed)?;
+        let net = snapshot.fib.network(self.network).ok_or((DropReason::UnknownNetwork, 1))?;
+        let partial = segment::settle(&vnet, packet).map_err(|_| malformed)?;
+        let (verdict, mapped) = forward::translate_outbound(net, packet, partial);
+        filled.mapped += u64::from(mapped);
+        match verdict {
+            Verdict::Tunnel(peer) => match self.peers.of_batch(snapshot, peer, self.network) {
+                Some(to) => to.push(&vnet, packet, partial, filled),
+                // Connected, but not in this network: dialling would change nothing.
+                None if snapshot.tunnel(peer).is_some() => Err((DropReason::NoTunnel, 1)),
+                None => Err((self.ask_for(peer), 1)),
+            },
+            Verdict::Hairpin => {
+                // Still whole, so the header before it holds, unless `settle` has done what it asks for.
+                if !partial {
+                    header[0] &= !NEEDS_CSUM;
+                }
+                self.tun.write(&[IoSlice::new(&self.buffer[..n])]).map_err(|_| (DropReason::TunError, 1))
+            }
+            Verdict::Drop(reason) => Err((reason, 1)),
+            Verdict::Deliver => Err(malformed),
+        }
+    }
+
+    /// Sends what the batch holds, a peer at a time, and makes ready for the next.
+    fn flush(&mut self, filled: &Filled) {
+        let counters = &self.shared.counters;
+        counters.traffic(Direction::Outbound, self.network, filled.sent_packets, filled.sent_bytes);
+        counters.mapped(Direction::Outbound, self.network, filled.mapped);
+        self.peers.send_all(|sent| {
+            for (reason, packets) in [
+                (DropReason::TooBig, sent.too_big),
+                (DropReason::QueueFull, sent.queue_full),
+                (DropReason::NoTunnel, sent.gone),
+            ] {
+                if packets > 0 {
+                    counters.dropped(Direction::Outbound, reason, packets);
+                }
+            }
+        });
+    }
+
+    /// Tells control that packets wait for `peer`. This one is dropped: whoever sent it tries again, and a queue here
+    /// would need a bound and a clock.
+    fn ask_for(&mut self, peer: PeerIx) -> DropReason {
+        let now = Instant::now();
+        let asked = self.asked.get(&peer);
+        if asked.is_none_or(|at| now.saturating_duration_since(*at) >= ASK_EVERY)
+            && self.shared.wanted.try_send(peer).is_ok()
+        {
+            self.asked.insert(peer, now);
+        }
+        DropReason::NoTunnel
+    }
+}
+
+/// The peers of one batch and their frames.
+#[derive(Default)]
+struct Peers {
+    current: Vec<ToPeer>,
+    /// By `PeerIx`: one more than the place in `current`, or 0.
+    slots: Vec<u32>,
+    /// Buffers of earlier batches.
+    spare: Vec<OutBatch>,
+}
+
+/// What a batch holds for one peer.
+struct ToPeer {
+    tunnel: Arc<Tunnel>,
+    handle: u8,
+    max_inner: usize,
+    frames: OutBatch,
+}
+
+impl Peers {
+    /// The peer's part of the batch; `None` if it has no tunnel, or takes no packets of the network.
+    fn of_batch(&mut self, snapshot: &Snapshot, peer: PeerIx, network: NetworkIx) -> Option<&mut ToPeer> {
+        let ix = peer.0 as usize;
+        if let Some(place) = self.slots.get(ix).copied().filter(|place| *place > 0) {
+            return self.current.get_mut(place as usize - 1);
+        }
+        let tunnel = snapshot.tunnel(peer)?.clone();
+        let (handle, max_inner) = (tunnel.handle(network)?, tunnel.max_inner());
+        if self.slots.len() <= ix {
+            self.slots.resize(ix + 1, 0);
+        }
+        let frames = self.spare.pop().unwrap_or_default();
+        self.current.push(ToPeer { tunnel, handle, max_inner, frames });
+        self.slots[ix] = self.current.len() as u32;
+        self.current.last_mut()
+    }
+
+    /// Sends each part, and says what became of it.
+    fn send_all(&mut self, mut report: impl FnMut(Sent)) {
+        for mut to in self.current.drain(..) {
+            report(to.tunnel.send(&mut to.frames));
+            if let Some(slot) = self.slots.get_mut(to.tunnel.peer().0 as usize) {
+                *slot = 0;
+            }
+            self.spare.push(to.frames);
+        }
+    }
+}
+
+impl ToPeer {
+    /// Adds a packet, cut if it is a superpacket.
+    fn push(
+        &mut self,
+        vnet: &VnetHdr,
+        packet: &[u8],
+        partial: bool,
+        filled: &mut Filled,
+    ) -> Result<(), (DropReason, u64)> {
+        let header = |checksum_partial| FrameHeader { network: self.handle, checksum_partial };
+        if !vnet.is_superpacket() {
+            if packet.len() > self.max_inner {
+                return Err((DropReason::TooBig, 1));
+            }
+            self.frames.push(header(partial), packet, &[]);
+            filled.sent(packet.len());
+            return Ok(());
+        }
+        let mut segments = segment::cut(vnet, packet).map_err(|_| (DropReason::Malformed, 1))?;
+        if segments.max_len() > self.max_inner {
+            return Err((DropReason::TooBig, segments.count_left() as u64));
+        }
+        while let Some((head, payload)) = segments.next_segment() {
+            self.frames.push(header(true), head, payload);
+            filled.sent(head.len() + payload.len());
+        }
+        Ok(())
+    }
+}

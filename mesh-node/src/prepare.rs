@@ -1,0 +1,259 @@
+//! From the configuration file to what the node starts with: certificates and interfaces are looked at, nothing is changed.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use mesh_proto::Prefix;
+use mesh_proto::identity::{Identity, NodeKey, TrustRoots};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use crate::config::{Config, ConfigError, EgressChoice, NetworkConfig};
+use crate::control::Trust;
+use crate::control::event::{LocalNetwork, LocalNode, Now};
+use crate::control_loop;
+use crate::forward::fib::NetworkIx;
+use crate::io::host::addresses::HostAddresses;
+use crate::io::quic::tls::Credentials;
+
+/// What a configuration comes to once certificates and interfaces have been looked at.
+pub struct Prepared {
+    pub(crate) config: Config,
+    pub(crate) local: LocalNode,
+    pub(crate) trust: Trust,
+    pub(crate) credentials: Credentials,
+}
+
+/// Reads and checks everything; changes nothing. Every error of the file at once.
+pub async fn prepare(path: &Path) -> anyhow::Result<Prepared> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let (config, mut errors) = Config::read(&text, path);
+    let now = control_loop::now();
+    let host = HostAddresses::read().await.context("read the host's addresses")?;
+    let credentials = credentials(&config, now);
+    let identity = credentials.as_ref().ok().map(|(_, _, identity)| identity);
+    let mut told = |line, text| errors.0.push(ConfigError { path: path.to_owned(), line, text });
+    let networks = look_at_networks(&config, &host, identity, &mut told);
+    look_at_egress(&config, &host, identity, &mut told);
+    if !errors.0.is_empty() {
+        errors.0.sort_by_key(|e| e.line);
+        let rest = credentials.err().map(|e| format!("\n{e:#}")).unwrap_or_default();
+        bail!("{errors}{rest}");
+    }
+    let (credentials, key, identity) = credentials?;
+    let local = LocalNode {
+        endpoints: endpoints(&config, &networks, &host),
+        generation: now.unix_ms,
+        egress: config.egress.clone(),
+        connected: connected(&host),
+        links: links(&networks, &host),
+        expose: config.node.expose.clone(),
+        seeds: config.peers.iter().map(|p| (p.endpoint.clone(), p.name.clone())).collect(),
+        uplinks: uplinks(&config, &host),
+        keepalive: config.node.keepalive,
+        mtu: config.node.mtu,
+        identity,
+        networks,
+    };
+    let trust = Trust { chain: credentials.chain.clone(), key, roots: credentials.roots.clone() };
+    Ok(Prepared { config, local, trust, credentials })
+}
+
+/// Interfaces and certificate against the networks of the file.
+fn look_at_networks(
+    config: &Config,
+    host: &HostAddresses,
+    identity: Option<&Identity>,
+    told: &mut impl FnMut(usize, String),
+) -> Vec<LocalNetwork> {
+    let mut networks: Vec<LocalNetwork> = Vec::new();
+    for (i, network) in config.networks.iter().enumerate() {
+        let NetworkConfig { name, interface, line, .. } = network;
+        let Some(addresses) = host.of(interface) else {
+            told(
+                *line,
+                format!(
+                    "interface = {interface:?}: does not exist; create the bridge first (`ip link` lists what is there)"
+                ),
+            );
+            continue;
+        };
+        let resolved = match network.resolve(&addresses) {
+            Ok(resolved) => resolved,
+            Err(found) => {
+                found.into_iter().for_each(|e| told(*line, e));
+                continue;
+            }
+        };
+        if let Some(identity) = identity {
+            let claims =
+                resolved.maps.iter().map(|(_, p)| p).chain(network.announce.iter().map(|a| &a.prefix));
+            for prefix in claims.filter(|p| !identity.grants.allows(name, p)) {
+                let file = config.node.certificate.display();
+                let node = &identity.node;
+                told(
+                    *line,
+                    format!(
+                        "prefix = {prefix}: not allowed by {file} in network {name}; issue one with `mesh-ctl ca issue {node} --prefix {name}={prefix}`"
+                    ),
+                );
+            }
+        }
+        for (subnet, _) in &resolved.maps {
+            for other in &networks {
+                if let Some((clash, _)) = other.maps.iter().find(|(s, _)| s.overlaps(subnet)) {
+                    told(
+                        *line,
+                        format!(
+                            "subnet = {subnet}: overlaps {clash} of network {} on this host; give one of them another subnet",
+                            other.name
+                        ),
+                    );
+                }
+            }
+            for announced in network.announce.iter().filter(|a| a.prefix.overlaps(subnet)) {
+                told(
+                    *line,
+                    format!(
+                        "announce = {}: lies in the local subnet {subnet}, which is reached by its mesh prefix; remove it",
+                        announced.prefix
+                    ),
+                );
+            }
+        }
+        networks.push(LocalNetwork {
+            ix: NetworkIx(i as u8),
+            name: name.clone(),
+            interface: interface.clone(),
+            tun: tun_name(i, name.as_str()),
+            maps: resolved.maps,
+            gateways: resolved.subnets_with_gateway,
+            announce: network.announce.clone(),
+            egress: network.egress.clone(),
+        });
+    }
+    networks
+}
+
+/// Interfaces and certificate against the egress of the file.
+fn look_at_egress(
+    config: &Config,
+    host: &HostAddresses,
+    identity: Option<&Identity>,
+    told: &mut impl FnMut(usize, String),
+) {
+    for egress in &config.egress {
+        // "local" is this host's own affair; carrying others' traffic is a right
+        let others = egress
+            .networks
+            .iter()
+            .any(|n| config.networks.iter().any(|c| c.name == *n && c.egress != EgressChoice::Local));
+        if let Some(identity) = identity.filter(|i| others && !i.grants.egress) {
+            let (file, node) = (config.node.certificate.display(), &identity.node);
+            told(
+                egress.line,
+                format!(
+                    "[[egress]]: not allowed by {file}; issue one with `mesh-ctl ca issue {node} --egress ...`"
+                ),
+            );
+        }
+        if host.of(&egress.interface).is_none() {
+            told(
+                egress.line,
+                format!("interface = {:?}: does not exist; `ip link` lists what is there", egress.interface),
+            );
+        }
+    }
+}
+
+fn credentials(config: &Config, now: Now) -> anyhow::Result<(Credentials, NodeKey, Identity)> {
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
+    let node = &config.node;
+    let roots = TrustRoots::from_pem(&read(&node.ca)?).with_context(|| node.ca.display().to_string())?;
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&read(&node.certificate)?)
+        .collect::<Result<_, _>>()
+        .map_err(|e| anyhow::anyhow!("{}: {e}", node.certificate.display()))?;
+    let unix = UnixTime::since_unix_epoch(Duration::from_millis(now.unix_ms));
+    let identity = roots
+        .verify(&chain, unix)
+        .with_context(|| format!("{} against {}", node.certificate.display(), node.ca.display()))?;
+    let pem = String::from_utf8(read(&node.key)?).with_context(|| node.key.display().to_string())?;
+    let key = NodeKey::from_pem(&pem).with_context(|| node.key.display().to_string())?;
+    if !identity.verify_signature(b"", b"key check", &key.sign(b"", b"key check")) {
+        bail!("{} is not the key of {}", node.key.display(), node.certificate.display());
+    }
+    let credentials = Credentials { chain, key: key.private_key_der(), roots: Arc::new(roots) };
+    Ok((credentials, key, identity))
+}
+
+/// A device name has at most 15 characters.
+fn tun_name(i: usize, network: &str) -> String {
+    let name = format!("mesh-{network}");
+    if name.len() <= 15 {
+        return name;
+    }
+    let mut name = format!("mesh{i}-{network}");
+    name.truncate(15);
+    name
+}
+
+/// Where others find us: `advertise`; or the listen address; or every global address that is no segment's.
+pub(crate) fn endpoints(config: &Config, networks: &[LocalNetwork], host: &HostAddresses) -> Vec<SocketAddr> {
+    if !config.node.advertise.is_empty() {
+        return config.node.advertise.clone();
+    }
+    let listen = config.node.listen;
+    if !listen.ip().is_unspecified() {
+        return vec![listen];
+    }
+    let of_segment = |interface: &str, address: IpAddr| {
+        networks.iter().any(|n| {
+            n.interface == interface
+                || n.tun == interface
+                || n.maps.iter().any(|(a, b)| a.contains(address) || b.contains(address))
+                || n.announce.iter().any(|a| a.prefix.contains(address))
+        })
+    };
+    let mut found: Vec<SocketAddr> = host
+        .global()
+        .filter(|a| (a.address.is_ipv4() || listen.is_ipv6()) && !of_segment(&a.interface, a.address))
+        .map(|a| SocketAddr::new(a.address, listen.port()))
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// This host's addresses, singly, and the networks it is connected to.
+fn connected(host: &HostAddresses) -> Vec<Prefix> {
+    let mut prefixes = Vec::new();
+    for address in host.all() {
+        prefixes.push(Prefix::host(address.address));
+        prefixes.extend(address.network());
+    }
+    prefixes.sort();
+    prefixes.dedup();
+    prefixes
+}
+
+/// Connected networks by device, segments and loopback excepted.
+fn links(networks: &[LocalNetwork], host: &HostAddresses) -> Vec<(String, Prefix)> {
+    let ours = |device: &str| networks.iter().any(|n| n.interface == device || n.tun == device);
+    let outside = host.global().filter(|a| !ours(&a.interface));
+    let mut found: Vec<(String, Prefix)> =
+        outside.filter_map(|a| Some((a.interface.clone(), a.network()?))).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn uplinks(config: &Config, host: &HostAddresses) -> Vec<String> {
+    let mut found: Vec<String> =
+        host.uplinks().iter().cloned().chain(config.egress.iter().map(|e| e.interface.clone())).collect();
+    found.sort();
+    found.dedup();
+    found
+}

@@ -1,0 +1,183 @@
+//! The way to one peer, as the packet loop sees it: *send this batch*, *here is a batch, and whom it came from*. How
+//! frames travel is a [`Carrier`]'s business (`io::quic::datagram` is one); who has a tunnel, `control`'s.
+//!
+//! Tunnels and the FIB are published together as one [`Snapshot`], so that they never disagree.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use mesh_proto::frame::FrameHeader;
+use mesh_proto::limits::FRAME_HEADER;
+
+use crate::forward::counters::{Direction, PeerCounters};
+use crate::forward::fib::{Fib, NetworkIx, PeerIx};
+
+/// What carries frames to one peer.
+pub trait Carrier: fmt::Debug + Send + Sync {
+    /// Sends every frame of the batch, or drops it and says why. May wait a short, bounded time. Leaves the batch empty.
+    fn send(&self, batch: &mut OutBatch) -> Sent;
+
+    /// The largest frame that fits at present.
+    fn max_frame(&self) -> usize;
+}
+
+/// What became of the frames of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sent {
+    /// Frames sent.
+    pub packets: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Dropped: larger than the path carries.
+    pub too_big: u64,
+    /// Dropped: the queue stayed full.
+    pub queue_full: u64,
+    /// Dropped: the connection is no more.
+    pub gone: u64,
+}
+
+/// A live connection to one peer.
+#[derive(Debug)]
+pub struct Tunnel {
+    peer: PeerIx,
+    /// By our `NetworkIx`: the peer's own number of the network.
+    handles: Vec<Option<u8>>,
+    carrier: Box<dyn Carrier>,
+    counters: Arc<PeerCounters>,
+}
+
+impl Tunnel {
+    /// A tunnel to `peer`, whose hello gave its numbers of the networks we share.
+    pub fn new(
+        peer: PeerIx,
+        handles: Vec<Option<u8>>,
+        carrier: Box<dyn Carrier>,
+        counters: Arc<PeerCounters>,
+    ) -> Self {
+        Self { peer, handles, carrier, counters }
+    }
+
+    /// Sends what the batch holds, counts it, and leaves the batch empty. The drops are for the caller to count: the
+    /// reasons are labels of the node, not of the peer.
+    pub fn send(&self, batch: &mut OutBatch) -> Sent {
+        let sent = self.carrier.send(batch);
+        let inner = sent.bytes.saturating_sub(sent.packets * FRAME_HEADER as u64);
+        self.counters.add(Direction::Outbound, sent.packets, inner);
+        sent
+    }
+
+    /// Counts inner packets that came from the peer, whatever becomes of them.
+    pub fn count_received(&self, packets: u64, bytes: u64) {
+        self.counters.add(Direction::Inbound, packets, bytes);
+    }
+
+    /// The largest inner packet that fits at present.
+    pub fn max_inner(&self) -> usize {
+        self.carrier.max_frame().saturating_sub(FRAME_HEADER)
+    }
+
+    /// The peer's number of our network; `None` if it is not part of it.
+    pub fn handle(&self, network: NetworkIx) -> Option<u8> {
+        self.handles.get(usize::from(network.0)).copied().flatten()
+    }
+
+    /// Who is at the other end, as TLS proved it.
+    pub fn peer(&self) -> PeerIx {
+        self.peer
+    }
+}
+
+/// All that the packet loops know: immutable, swapped whole, loaded once per batch.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Who is where.
+    pub fib: Arc<Fib>,
+    /// By `PeerIx`.
+    pub tunnels: Vec<Option<Arc<Tunnel>>>,
+}
+
+impl Snapshot {
+    /// The tunnel to a peer, if there is one.
+    pub fn tunnel(&self, peer: PeerIx) -> Option<&Arc<Tunnel>> {
+        self.tunnels.get(peer.0 as usize)?.as_ref()
+    }
+}
+
+/// Frames for one peer, back to back in one buffer that is reused once all of them have left.
+#[derive(Debug, Default)]
+pub struct OutBatch {
+    bytes: BytesMut,
+    lens: Vec<usize>,
+}
+
+impl OutBatch {
+    /// Adds a frame; its packet is given in two parts, since a segment's header and payload lie apart.
+    pub fn push(&mut self, header: FrameHeader, head: &[u8], payload: &[u8]) {
+        let len = FRAME_HEADER + head.len() + payload.len();
+        if self.bytes.capacity() - self.bytes.len() < len {
+            self.bytes.reserve(len.max(GROWTH));
+        }
+        self.bytes.extend_from_slice(&header.encode());
+        self.bytes.extend_from_slice(head);
+        self.bytes.extend_from_slice(payload);
+        self.lens.push(len);
+    }
+
+    /// Frames in it.
+    pub fn len(&self) -> usize {
+        self.lens.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.lens.is_empty()
+    }
+
+    /// Takes the frames out, in the order they were put in. Frames not taken from the iterator are dropped.
+    pub fn take(&mut self) -> impl Iterator<Item = Bytes> + '_ {
+        let mut bytes = self.bytes.split().freeze();
+        self.lens.drain(..).map(move |len| bytes.split_to(len))
+    }
+}
+
+/// Room a batch starts with: one superpacket, so that many idle peers cost little.
+const GROWTH: usize = 64 * 1024;
+
+/// What one connection received in a go.
+#[derive(Debug)]
+pub struct InBatch {
+    /// Whom it came from.
+    pub tunnel: Arc<Tunnel>,
+    /// The frames, unchecked.
+    pub frames: Vec<Bytes>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_out_in_order_with_their_headers_and_the_batch_is_empty() {
+        let mut batch = OutBatch::default();
+        let header = FrameHeader { network: 3, checksum_partial: true };
+        for round in 0..3u8 {
+            batch.push(header, &[round], b"payload");
+            batch.push(header, b"head", &[]);
+            assert_eq!(batch.len(), 2);
+            let frames: Vec<Bytes> = batch.take().collect();
+            assert_eq!(frames, [&[&[3, 1, round][..], b"payload"].concat()[..], b"\x03\x01head"]);
+            assert!(batch.is_empty());
+        }
+    }
+
+    #[test]
+    fn frames_not_taken_do_not_come_back() {
+        let mut batch = OutBatch::default();
+        let header = FrameHeader { network: 0, checksum_partial: false };
+        batch.push(header, b"a", b"");
+        batch.push(header, b"b", b"");
+        assert_eq!(batch.take().next().as_deref(), Some(&b"\0\0a"[..]));
+        assert_eq!(batch.take().count(), 0);
+    }
+}
