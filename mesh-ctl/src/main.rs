@@ -1,0 +1,318 @@
+//! `mesh-ctl`: the operator's command. Certificates it handles itself; all else it asks the node over its control socket.
+//!
+//! Exit status: 0 fine, 1 the asked-for thing is degraded or failed, 2 wrong usage, 3 the node is not reachable.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use hyper::Method;
+use mesh_proto::{NetworkName, api};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use self::client::{Failure, ask, escape};
+
+mod ca;
+mod client;
+mod show;
+
+/// The operator's command for a mesh node
+#[derive(Debug, Parser)]
+#[command(name = "mesh-ctl", version, max_term_width = 100)]
+#[command(after_help = "Exit status: 0 fine, 1 degraded or failed, 2 wrong usage, 3 node not reachable.\n\n\
+    Example:\n  mesh-ctl status")]
+struct Cli {
+    /// The node's control socket
+    #[arg(long, global = true, value_name = "PATH", default_value = "/run/mesh/node.sock")]
+    socket: PathBuf,
+    /// Print the answer as one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+    /// No colours, even on a terminal
+    #[arg(long, global = true)]
+    no_color: bool,
+    /// Print errors only; the exit status tells the rest
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a CA, sign and show certificates
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
+    /// Is this node well? Verdict first, then reasons
+    #[command(after_help = "Example:\n  mesh-ctl -q status || mesh-ctl status")]
+    Status,
+    /// All peers
+    #[command(after_help = "Example:\n  mesh-ctl peers --json")]
+    Peers,
+    /// Show, add or remove a peer
+    #[command(subcommand)]
+    Peer(PeerCommand),
+    /// Networks of this node
+    #[command(after_help = "Example:\n  mesh-ctl networks")]
+    Networks,
+    /// Prefixes, their owners, and whether they are installed, or why not
+    #[command(after_help = "Example:\n  mesh-ctl routes --network blue")]
+    Routes {
+        /// Of this network alone
+        #[arg(long, value_name = "N")]
+        network: Option<NetworkName>,
+    },
+    /// Ask for the route to an address
+    #[command(subcommand)]
+    Route(RouteCommand),
+    /// Which node carries traffic to other networks
+    #[command(after_help = "Example:\n  mesh-ctl egress list")]
+    Egress {
+        /// Of this network alone
+        #[arg(long, global = true, value_name = "N")]
+        network: Option<NetworkName>,
+        #[command(subcommand)]
+        command: Option<EgressCommand>,
+    },
+    /// A packet's journey, hop by hop, and what is done to it
+    #[command(after_help = "Example:\n  mesh-ctl trace 192.168.100.5 10.77.2.5")]
+    Trace {
+        /// Address of a VM on this node, as the VM sees it
+        from: IpAddr,
+        /// Where the packet goes: a mesh prefix address, a public one, or any other
+        to: IpAddr,
+        /// The network, where more than one would fit
+        #[arg(long, value_name = "N")]
+        network: Option<NetworkName>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PeerCommand {
+    /// All that is known of a peer
+    #[command(after_help = "Example:\n  mesh-ctl peer show ph2")]
+    Show {
+        /// Its name, or its endpoint while no node is known there
+        name: String,
+    },
+    /// Connect to a node, also after a restart
+    #[command(after_help = "Example:\n  mesh-ctl peer add 198.51.100.12:4650")]
+    Add {
+        /// HOST:PORT
+        endpoint: String,
+    },
+    /// Forget a peer that was added
+    #[command(after_help = "Example:\n  mesh-ctl peer remove ph2")]
+    Remove {
+        /// Its name, or its endpoint while no node is known there
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum RouteCommand {
+    /// The longest match for an address in each network
+    #[command(after_help = "Example:\n  mesh-ctl route get 10.77.2.5")]
+    Get {
+        /// The address
+        address: IpAddr,
+        /// In this network alone
+        #[arg(long, value_name = "N")]
+        network: Option<NetworkName>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum EgressCommand {
+    /// Per network and destination: who carries it, who could
+    #[command(after_help = "Example:\n  mesh-ctl egress list --network blue")]
+    List,
+}
+
+/// What a command found: for people, for programs, and whether it is well.
+struct Outcome {
+    text: String,
+    value: Value,
+    good: bool,
+}
+
+/// The clock, asked once.
+#[expect(clippy::disallowed_methods, reason = "certificates begin and end by the wall clock")]
+fn now() -> anyhow::Result<i64> {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    i64::try_from(since.context("the clock is before 1970: set it")?.as_secs())
+        .context("the clock is too far ahead")
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli).await {
+        Ok(outcome) => {
+            if cli.json {
+                print(&format!("{:#}\n", outcome.value));
+            } else if !cli.quiet {
+                print(&outcome.text);
+            }
+            ExitCode::from(u8::from(!outcome.good))
+        }
+        Err(failure) => {
+            if let (true, Failure::Refused(problem)) = (cli.json, &failure) {
+                print(&format!("{:#}\n", json!(problem)));
+            }
+            eprintln!("mesh-ctl: {failure}");
+            ExitCode::from(failure.exit_status())
+        }
+    }
+}
+
+/// A reader that closes early, such as `head`, is no failure.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+async fn run(cli: &Cli) -> Result<Outcome, Failure> {
+    let get = |path: &str| {
+        let path = path.to_owned();
+        async move { ask(&cli.socket, Method::GET, &path, None).await }
+    };
+    match &cli.command {
+        Command::Ca(command) => Ok(certificates(command)?),
+        Command::Status => {
+            let color = !cli.no_color && std::io::stdout().is_terminal() && no_color_is_unset();
+            outcome(get("/v1/status").await?, |s: &api::Status| (show::status(s, color), s.state == "ok"))
+        }
+        Command::Peers => outcome(get("/v1/peers").await?, |peers| (show::peers(peers), true)),
+        Command::Peer(PeerCommand::Show { name }) => {
+            let answer = get(&format!("/v1/peers/{}", escape(name))).await?;
+            outcome(answer, |answer: &api::PeerAnswer| (show::peer(&answer.peer), true))
+        }
+        Command::Peer(PeerCommand::Add { endpoint }) => {
+            let body = json!(api::PeerAdd { endpoint: endpoint.clone() });
+            done(ask(&cli.socket, Method::POST, "/v1/peers", Some(body)).await?)
+        }
+        Command::Peer(PeerCommand::Remove { name }) => {
+            done(ask(&cli.socket, Method::DELETE, &format!("/v1/peers/{}", escape(name)), None).await?)
+        }
+        Command::Networks => outcome(get("/v1/networks").await?, |n| (show::networks(n), true)),
+        Command::Routes { network } => {
+            let answer = only(get("/v1/routes").await?, "routes", network.as_ref());
+            outcome(answer, |routes: &api::Routes| (show::routes(&routes.routes), true))
+        }
+        Command::Route(RouteCommand::Get { address, network }) => {
+            let path = format!("/v1/routes/get?address={}", escape(&address.to_string()));
+            let answer = only(get(&path).await?, "routes", network.as_ref());
+            outcome(answer, |found: &api::RouteGet| (show::route_get(found), !found.routes.is_empty()))
+        }
+        Command::Egress { network, command: None | Some(EgressCommand::List) } => {
+            let answer = only(get("/v1/egress").await?, "egress", network.as_ref());
+            outcome(answer, |answer| (show::egress(answer), true))
+        }
+        Command::Trace { from, to, network } => {
+            let network = network.as_ref().map(ToString::to_string);
+            let body = json!(api::TraceAsk { network, from: *from, to: *to });
+            let answer = ask(&cli.socket, Method::POST, "/v1/trace", Some(body)).await?;
+            outcome(answer, |trace: &api::Trace| (show::trace(trace), trace.state == "arrives"))
+        }
+    }
+}
+
+/// <https://no-color.org>: set and not empty means no colours.
+fn no_color_is_unset() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn certificates(command: &ca::CaCommand) -> anyhow::Result<Outcome> {
+    let now = now()?;
+    let wrote = |text: String| {
+        let value = json!({ "schema": api::SCHEMA, "done": text.trim_end() });
+        Outcome { text, value, good: true }
+    };
+    Ok(match command {
+        ca::CaCommand::Init(init) => wrote(ca::init(init, now)?),
+        ca::CaCommand::Issue(issue) => wrote(ca::issue(issue, now)?),
+        ca::CaCommand::Show { file } => {
+            let value = ca::show(file, now)?;
+            Outcome { text: show::certificate(&value), value, good: true }
+        }
+    })
+}
+
+/// Reads the answer for people; programs get it as the node gave it, fields of newer nodes included.
+fn outcome<T: DeserializeOwned>(
+    value: Value,
+    tell: impl FnOnce(&T) -> (String, bool),
+) -> Result<Outcome, Failure> {
+    let answer = T::deserialize(&value)
+        .context("the node's answer is not understood: are mesh-ctl and mesh-node of one version?")?;
+    let (text, good) = tell(&answer);
+    Ok(Outcome { text, value, good })
+}
+
+fn done(value: Value) -> Result<Outcome, Failure> {
+    outcome(value, |answer: &api::Done| (format!("{}\n", answer.done), true))
+}
+
+/// Keeps the entries of one network.
+fn only(mut answer: Value, list: &str, network: Option<&NetworkName>) -> Value {
+    if let (Some(network), Some(entries)) = (network, answer[list].as_array_mut()) {
+        entries.retain(|entry| entry["network"] == network.as_str());
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn prefixes_may_be_repeated_and_have_several_values() {
+        let line = "mesh-ctl ca issue ph1 --prefix 10.77.1.0/24 blue=10.88.1.0/24 --prefix fd77:1::/64 --egress \
+            --announce 203.0.113.0/24 --announce 198.51.100.7 --dir d";
+        let Command::Ca(ca::CaCommand::Issue(issue)) = Cli::parse_from(line.split_whitespace()).command
+        else {
+            panic!("not `ca issue`");
+        };
+        assert_eq!((issue.prefix.len(), issue.announce.len(), issue.days), (3, 2, 365));
+        assert!(issue.egress);
+    }
+
+    #[test]
+    fn wrong_usage_is_refused_with_status_2() {
+        for line in [
+            "mesh-ctl",
+            "mesh-ctl nonsense",
+            "mesh-ctl ca issue ph1",
+            "mesh-ctl ca issue PH1 --prefix 10.0.0.0/8",
+            "mesh-ctl ca issue ph1 --prefix 10.0.0.1/8",
+            "mesh-ctl ca init --days 0",
+            "mesh-ctl trace 10.0.0.1",
+            "mesh-ctl route get ten",
+        ] {
+            let error = Cli::try_parse_from(line.split_whitespace()).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+        for line in ["mesh-ctl egress", "mesh-ctl egress list --network blue", "mesh-ctl status --json -q"] {
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn one_network_is_kept_and_unknown_fields_stay() {
+        let answer = json!({ "new": 1, "routes": [{ "network": "blue" }, { "network": "default" }] });
+        let kept = only(answer, "routes", Some(&"blue".parse().expect("a name")));
+        assert_eq!(kept, json!({ "new": 1, "routes": [{ "network": "blue" }] }));
+    }
+}

@@ -1,0 +1,386 @@
+//! Answers as text for people: plain columns, two spaces apart, at most `WIDTH` wide where names allow it.
+
+use std::fmt::Write as _;
+
+use mesh_proto::api;
+use serde_json::Value;
+
+/// Fits a terminal beside another, and a mail.
+const WIDTH: usize = 100;
+
+/// The last column keeps at least this much, however wide those before it are.
+const LEAST_LAST: usize = 24;
+
+/// Text from the mesh must not steer the terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn or_dash<T: ToString>(value: &Option<T>) -> String {
+    value.as_ref().map_or_else(|| "-".into(), T::to_string)
+}
+
+fn join<T: ToString>(values: &[T]) -> String {
+    if values.is_empty() {
+        return "-".into();
+    }
+    values.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Words in lines of at most `width`; a longer word has a line of its own.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let Some(line) = lines.last_mut() else { break };
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
+/// Whether a table's last column may take several lines.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Wrapped,
+    OneLine,
+}
+
+fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], last: Last) -> String {
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| clean(cell))).collect();
+    let mut widths = header.map(str::len);
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let before: usize = widths[..N - 1].iter().map(|w| w + 2).sum();
+    let room = if last == Last::Wrapped { WIDTH.saturating_sub(before).max(LEAST_LAST) } else { usize::MAX };
+    let mut out = String::new();
+    let header = header.map(str::to_owned);
+    for row in std::iter::once(&header).chain(&rows) {
+        let mut line = String::new();
+        for (cell, width) in row[..N - 1].iter().zip(widths) {
+            _ = write!(line, "{cell:width$}  ");
+        }
+        for (i, part) in wrap(&row[N - 1], room).iter().enumerate() {
+            if i > 0 {
+                line = " ".repeat(before);
+            }
+            line.push_str(part);
+            out.push_str(line.trim_end());
+            out.push('\n');
+        }
+    }
+    out
+}
+
+/// `key: value` lines, the values aligned.
+fn list(entries: &[(&str, String)]) -> String {
+    let width = entries.iter().map(|(key, _)| key.len() + 1).max().unwrap_or(0);
+    let mut out = String::new();
+    for (key, value) in entries {
+        for (i, part) in wrap(&clean(value), WIDTH - width - 1).iter().enumerate() {
+            let key = if i == 0 { format!("{key}:") } else { String::new() };
+            _ = writeln!(out, "{}", format!("{key:width$} {part}").trim_end());
+        }
+    }
+    out
+}
+
+fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    let mut unit = "B";
+    for larger in ["KiB", "MiB", "GiB", "TiB", "PiB"] {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    if unit == "B" { format!("{count} B") } else { format!("{value:.1} {unit}") }
+}
+
+fn rtt(seconds: Option<f64>) -> String {
+    seconds.map_or_else(|| "-".into(), |s| format!("{:.2} ms", s * 1000.0))
+}
+
+/// Why something is not in its good state: in words if there are some.
+fn why(reason: &Option<String>, detail: &Option<String>) -> String {
+    detail.as_ref().or(reason.as_ref()).cloned().unwrap_or_default()
+}
+
+/// Verdict first, then reasons, then notes.
+pub(crate) fn status(status: &api::Status, color: bool) -> String {
+    let state = clean(&status.state);
+    let verdict = match (color, state.as_str()) {
+        (false, _) => state,
+        (true, "ok") => format!("\x1b[32m{state}\x1b[0m"),
+        (true, _) => format!("\x1b[31m{state}\x1b[0m"),
+    };
+    let mut out = format!("{verdict}: node {} of mesh {}\n", clean(&status.node), clean(&status.mesh));
+    for (mark, lines) in [("- ", &status.reasons), ("note: ", &status.notes)] {
+        for line in lines {
+            for (i, part) in wrap(&clean(line), WIDTH - 2 - mark.len()).iter().enumerate() {
+                let mark = if i == 0 { mark.to_owned() } else { " ".repeat(mark.len()) };
+                _ = writeln!(out, "  {mark}{part}");
+            }
+        }
+    }
+    out.push_str(&list(&[
+        ("peers", format!("{} up, {} down", status.peers_up, status.peers_down)),
+        ("certificate", format!("until {}", status.certificate_expires)),
+        ("version", status.version.clone()),
+    ]));
+    out
+}
+
+/// All peers.
+pub(crate) fn peers(peers: &api::Peers) -> String {
+    let rows: Vec<_> = peers
+        .peers
+        .iter()
+        .map(|p| {
+            [
+                p.name.clone(),
+                p.state.clone(),
+                or_dash(&p.endpoint),
+                rtt(p.rtt_seconds),
+                or_dash(&p.path_mtu_bytes),
+                bytes(p.receive_bytes),
+                bytes(p.transmit_bytes),
+                why(&p.reason, &p.detail),
+            ]
+        })
+        .collect();
+    let header = ["NAME", "STATE", "ENDPOINT", "RTT", "MTU", "RECEIVED", "SENT", "REASON"];
+    table(header, &rows, Last::Wrapped)
+}
+
+/// One peer.
+pub(crate) fn peer(p: &api::Peer) -> String {
+    let mut entries = vec![("peer", p.name.clone()), ("state", format!("{} since {}", p.state, p.since))];
+    if p.reason.is_some() || p.detail.is_some() {
+        let reason = p.reason.as_ref().map(|r| format!(" ({r})")).filter(|_| p.detail.is_some());
+        entries.push(("reason", why(&p.reason, &p.detail) + &reason.unwrap_or_default()));
+    }
+    entries.extend([
+        ("endpoint", or_dash(&p.endpoint)),
+        ("endpoints", join(&p.endpoints)),
+        ("origin", p.origin.clone()),
+        ("rtt", rtt(p.rtt_seconds)),
+        ("path mtu", or_dash(&p.path_mtu_bytes)),
+        ("transport", or_dash(&p.transport)),
+        ("certificate", p.certificate_expires.as_ref().map_or_else(|| "-".into(), |t| format!("until {t}"))),
+        ("received", format!("{} packets, {}", p.receive_packets, bytes(p.receive_bytes))),
+        ("sent", format!("{} packets, {}", p.transmit_packets, bytes(p.transmit_bytes))),
+    ]);
+    entries.extend(p.networks.iter().map(|n| ("network", n.clone())));
+    list(&entries)
+}
+
+/// All networks.
+pub(crate) fn networks(networks: &api::Networks) -> String {
+    let rows: Vec<_> = networks
+        .networks
+        .iter()
+        .map(|n| {
+            [
+                n.name.clone(),
+                n.interface.clone(),
+                n.tun.clone(),
+                join(&n.subnets),
+                n.nodes.to_string(),
+                n.egress.clone(),
+                if n.announced.is_empty() {
+                    join(&n.prefixes)
+                } else {
+                    format!("{}; announced {}", join(&n.prefixes), join(&n.announced))
+                },
+            ]
+        })
+        .collect();
+    let header = ["NAME", "INTERFACE", "TUN", "SUBNETS", "NODES", "EGRESS", "PREFIXES"];
+    table(header, &rows, Last::Wrapped)
+}
+
+/// Routes of all or of one network.
+pub(crate) fn routes(routes: &[api::Route]) -> String {
+    let rows: Vec<_> = routes
+        .iter()
+        .map(|r| {
+            [
+                r.network.clone(),
+                r.prefix.to_string(),
+                r.node.clone(),
+                r.kind.clone(),
+                r.state.clone(),
+                or_dash(&r.mtu),
+                r.reason.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    table(["NETWORK", "PREFIX", "NODE", "KIND", "STATE", "MTU", "REASON"], &rows, Last::Wrapped)
+}
+
+/// The routes to one address.
+pub(crate) fn route_get(found: &api::RouteGet) -> String {
+    if found.routes.is_empty() {
+        let reason = found.reason.as_deref().unwrap_or("no network has it");
+        return format!("no route to {}: {}\n", found.address, clean(reason));
+    }
+    routes(&found.routes)
+}
+
+/// Who carries which destination.
+pub(crate) fn egress(answer: &api::EgressAnswer) -> String {
+    let rows: Vec<_> = answer
+        .egress
+        .iter()
+        .map(|e| {
+            let candidates: Vec<_> =
+                e.candidates.iter().map(|c| format!("{} ({})", c.node, c.state)).collect();
+            [
+                e.network.clone(),
+                e.destination.to_string(),
+                e.state.clone(),
+                or_dash(&e.elected),
+                join(&candidates),
+                e.reason.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let header = ["NETWORK", "DESTINATION", "STATE", "NODE", "CANDIDATES", "REASON"];
+    table(header, &rows, Last::Wrapped)
+}
+
+/// A packet's journey: one line a hop, however long.
+pub(crate) fn trace(trace: &api::Trace) -> String {
+    let rows: Vec<_> = trace
+        .hops
+        .iter()
+        .map(|h| {
+            let (source, destination) = (h.source.to_string(), h.destination.to_string());
+            [h.hop.to_string(), h.host.clone(), source, destination, h.action.clone()]
+        })
+        .collect();
+    let mut out = table(["HOP", "HOST", "SOURCE", "DESTINATION", "ACTION"], &rows, Last::OneLine);
+    if let Some(reason) = &trace.reason {
+        _ = writeln!(out, "{}: {}", clean(&trace.state), clean(reason));
+    }
+    out
+}
+
+/// What `ca show` read.
+pub(crate) fn certificate(shown: &Value) -> String {
+    if let Some(several) = shown["certificates"].as_array() {
+        return several.iter().map(certificate).collect::<Vec<_>>().join("\n");
+    }
+    let text = |key: &str| shown[key].as_str().unwrap_or("-").to_owned();
+    let mut entries = Vec::new();
+    if shown["kind"] == "ca" {
+        entries.push(("ca of mesh", text("mesh")));
+    } else {
+        entries.extend([("node", text("node")), ("mesh", text("mesh"))]);
+    }
+    entries.push(("validity", format!("{} to {}", text("not_before"), text("not_after"))));
+    let reason = shown["reason"].as_str().map(|r| format!(": {r}")).unwrap_or_default();
+    entries.push(("state", text("state") + &reason));
+    let strings = |value: &Value| {
+        let values = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        join(&values.iter().filter_map(Value::as_str).collect::<Vec<_>>())
+    };
+    let mut networks = String::new();
+    if shown["kind"] == "node" {
+        entries.push(("egress", if shown["egress"] == true { "allowed" } else { "not allowed" }.into()));
+        entries.push(("groups", strings(&shown["groups"])));
+        for network in shown["networks"].as_array().into_iter().flatten() {
+            let name = network["name"].as_str().unwrap_or("-");
+            _ = writeln!(networks, "may announce in {name}: {}", strings(&network["prefixes"]));
+        }
+        if networks.is_empty() {
+            networks.push_str("may announce nothing\n");
+        }
+    }
+    list(&entries) + &networks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_two_spaces_apart_and_the_last_is_wrapped() {
+        let rows = [["ph1".to_owned(), "word ".repeat(30)], ["a-longer-name".to_owned(), String::new()]];
+        let text = table(["NAME", "REASON"], &rows, Last::Wrapped);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "NAME           REASON");
+        assert!(lines[1].starts_with("ph1            word"));
+        assert!(lines[2].starts_with("               word"));
+        assert_eq!(lines[3], "a-longer-name");
+        assert!(lines.iter().all(|l| l.len() <= WIDTH && l.trim_end() == *l), "{text}");
+    }
+
+    #[test]
+    fn text_from_the_mesh_does_not_steer_the_terminal() {
+        let rows = [["\x1b[2Jph1".to_owned(), "a\nb".to_owned()]];
+        assert_eq!(table(["A", "B"], &rows, Last::Wrapped), "A        B\n [2Jph1  a b\n");
+    }
+
+    #[test]
+    fn a_trace_is_one_line_a_hop_under_its_header() {
+        let hop = |hop, host: &str| api::Hop {
+            hop,
+            host: host.into(),
+            source: "fd77:1::5".parse().unwrap(),
+            destination: "fd77:2::5".parse().unwrap(),
+            action: "source translated ".repeat(8),
+        };
+        let trace_of = |reason: Option<String>| api::Trace {
+            schema: 1,
+            state: if reason.is_some() { "refused" } else { "arrives" }.into(),
+            reason,
+            hops: vec![hop(1, "vm"), hop(2, "ph1")],
+        };
+        let text = trace(&trace_of(None));
+        assert_eq!(text.lines().count(), 3, "{text}");
+        let header: Vec<_> = text.lines().next().unwrap_or_default().split_whitespace().collect();
+        assert_eq!(header, ["HOP", "HOST", "SOURCE", "DESTINATION", "ACTION"]);
+        assert!(trace(&trace_of(Some("no route".into()))).ends_with("refused: no route\n"));
+    }
+
+    #[test]
+    fn status_tells_the_verdict_then_reasons_then_notes() {
+        let told = status(
+            &api::Status {
+                schema: 1,
+                node: "ph1".into(),
+                mesh: "prod".into(),
+                version: "0.1.0".into(),
+                state: "degraded".into(),
+                reasons: vec!["peer ph2 is down".into()],
+                notes: vec!["TUN offload is off".into()],
+                certificate_expires: "2027-01-01T00:00:00Z".into(),
+                peers_up: 1,
+                peers_down: 1,
+            },
+            false,
+        );
+        let lines: Vec<_> = told.lines().collect();
+        assert_eq!(lines[0], "degraded: node ph1 of mesh prod");
+        assert_eq!(lines[1], "  - peer ph2 is down");
+        assert_eq!(lines[2], "  note: TUN offload is off");
+        assert_eq!(lines[3], "peers:       1 up, 1 down");
+    }
+
+    #[test]
+    fn sizes_and_times_are_for_people() {
+        assert_eq!((bytes(0), bytes(1023), bytes(1536)), ("0 B".into(), "1023 B".into(), "1.5 KiB".into()));
+        assert_eq!((rtt(None), rtt(Some(0.00123))), ("-".into(), "1.23 ms".into()));
+    }
+}
