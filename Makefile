@@ -1,0 +1,55 @@
+# make demo    the product shown at work: three hypervisors in network namespaces (root, about a minute)
+# make test    unit tests and the tests with the real daemon in namespaces (root)
+# make check   format, lints, licences and bans
+# make lab     leave the demo's world running to play with; make lab-down removes it
+# make bench   benchmarks, see benches/README.md
+
+CARGO ?= cargo
+DENY_VERSION := 0.20.2
+ADVISORIES = $${CARGO_HOME:-$$HOME/.cargo}/advisory-dbs
+
+.PHONY: all build demo test check deny lab lab-down bench deps
+
+all: build
+
+deps:
+	@tests/deps.sh
+
+build: deps
+	$(CARGO) build --workspace --locked --bins
+
+demo: build
+	target/debug/mesh-lab demo
+
+lab: build
+	target/debug/mesh-lab up
+
+lab-down: build
+	target/debug/mesh-lab down
+
+# The namespace tests have one lab at a time: they measure seconds, and two labs would slow each other.
+test: build
+	$(CARGO) test --workspace --exclude mesh-tests --locked
+	$(CARGO) test -p mesh-tests --locked --no-fail-fast -- --test-threads=1
+
+check: deps
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@$(MAKE) --no-print-directory deny
+
+# Building cargo-deny takes about five minutes, once. Advisories need a clone of the advisory database; where it cannot be fetched, say so and check the rest.
+deny:
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny --locked --version $(DENY_VERSION)
+	@$(CARGO) fetch --locked --quiet
+	$(CARGO) deny --offline check bans licenses sources
+	@timeout 60 $(CARGO) deny fetch db >/dev/null 2>&1 || true
+	@if ls -d $(ADVISORIES)/advisory-db-*/crates >/dev/null 2>&1; then \
+		$(CARGO) deny --offline check advisories; \
+	else \
+		echo "advisories skipped: no advisory database here, and it cannot be fetched"; \
+	fi
+
+# One table with ratios, and target/bench/bench.json; `cargo bench` runs the microbenches alone.
+bench:
+	@tests/deps.sh bench
+	benches/throughput/bench.sh

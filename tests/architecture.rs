@@ -1,0 +1,126 @@
+//! The dependency picture of ARCHITECTURE.md, as a test.
+
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first thing that is not there")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Files of a module of mesh-node: `forward` is forward.rs or forward/**.
+fn module(name: &str) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    let src = root().join("mesh-node/src");
+    sources(&src, &mut all);
+    let dir = src.join(name);
+    let file = src.join(format!("{name}.rs"));
+    let found: Vec<PathBuf> = all.into_iter().filter(|p| p.starts_with(&dir) || *p == file).collect();
+    assert!(!found.is_empty(), "no module {name}");
+    found
+}
+
+/// Lines before the tests, without comments.
+fn code(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap();
+    let end = text.find("\nmod tests {").unwrap_or(text.len());
+    text[..end].lines().map(|l| l.split("//").next().unwrap_or("").to_owned()).collect()
+}
+
+fn is_test(path: &Path) -> bool {
+    path.file_stem().is_some_and(|s| s.to_string_lossy().contains("tests"))
+}
+
+/// Which modules of the crate each module may name.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("forward", &["forward"]),
+    ("tunnel", &["forward", "tunnel"]),
+    ("control", &["forward", "control", "config"]),
+    ("config", &["forward", "config"]),
+    ("io", &["forward", "control", "config", "io", "tunnel"]),
+    ("packet_loop", &["forward", "io", "tunnel", "packet_loop"]),
+    ("control_loop", &["forward", "control", "config", "io", "tunnel", "packet_loop", "control_loop"]),
+];
+
+#[test]
+fn no_arrow_points_against_the_picture() {
+    for (from, allowed) in ARROWS {
+        for path in module(from).iter().filter(|p| !is_test(p)) {
+            for line in code(path) {
+                for part in line.split("crate::").skip(1) {
+                    let to: String = part.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                    let known = to.is_empty() || allowed.contains(&to.as_str());
+                    assert!(known, "{}: {from} must not use {to}: {line}", path.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn pure_modules_neither_wait_nor_lock_nor_read_a_clock() {
+    for name in ["forward", "control"] {
+        for path in module(name).iter().filter(|p| !is_test(p)) {
+            for line in code(path) {
+                for word in [
+                    ".await",
+                    "Mutex",
+                    "RwLock",
+                    "spawn(",
+                    "Instant::now",
+                    "SystemTime::now",
+                    "std::env",
+                    "HashMap",
+                ] {
+                    assert!(!line.contains(word), "{}: {word} in a pure module: {line}", path.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_path_that_the_architecture_names_exists() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let mut checked = 0;
+    for quoted in text.split('`').skip(1).step_by(2) {
+        let path_like =
+            quoted.contains('/') && quoted.chars().all(|c| c.is_alphanumeric() || "/_-.".contains(c));
+        if !path_like {
+            continue;
+        }
+        let candidates = [root().join(quoted), root().join("mesh-node/src").join(quoted)];
+        let there = candidates.iter().any(|c| c.exists() || c.with_extension("rs").exists());
+        assert!(there, "ARCHITECTURE.md names {quoted}, which does not exist");
+        checked += 1;
+    }
+    assert!(checked > 10);
+}
+
+#[test]
+fn files_are_of_a_readable_size() {
+    let mut all = Vec::new();
+    for krate in ["mesh-proto/src", "mesh-node/src", "mesh-ctl/src"] {
+        sources(&root().join(krate), &mut all);
+    }
+    for path in all.iter().filter(|p| !is_test(p)) {
+        let lines = code(path).len();
+        assert!(
+            lines <= 560,
+            "{} has {lines} lines before its tests: does it still have one job?",
+            path.display()
+        );
+    }
+}

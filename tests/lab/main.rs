@@ -1,0 +1,69 @@
+//! `mesh-lab`: the demonstration, a lab to play with, and the servers and clients used inside it.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use lab::{Lab, Plan, demo, serve, world};
+
+#[derive(Parser)]
+#[command(version, about = "Virtual hypervisors in network namespaces, with the real mesh-node")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Three hypervisors, shown at work, then removed.
+    Demo,
+    /// Build the demo's world and leave it running.
+    Up {
+        /// How many hypervisors.
+        #[arg(long, default_value_t = 3)]
+        hosts: usize,
+        /// Namespaces and wires only: no nodes.
+        #[arg(long)]
+        bare: bool,
+    },
+    /// Remove it.
+    Down,
+    /// The lab's servers: HTTP 80, TCP sink 5001, UDP echo 5002.
+    Serve,
+    /// Send bytes to a TCP sink and compare checksums.
+    Send {
+        /// Address of the sink.
+        to: String,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// Send datagrams to a UDP echo.
+    Udp {
+        /// Address of the echo.
+        to: String,
+        /// How many.
+        #[arg(default_value_t = 100)]
+        count: u32,
+        /// Payload size of each.
+        #[arg(default_value_t = 1000)]
+        size: usize,
+        /// Fail when fewer come back.
+        #[arg(long, default_value_t = 98)]
+        percent: u32,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Verb::Demo => demo::run(),
+        Verb::Up { hosts, bare } => {
+            let plan = Plan::standard("lab", hosts.clamp(2, 9));
+            let mut lab = if bare { Lab::wires(plan)? } else { Lab::start(plan)? };
+            lab.keep();
+            demo::how_to_enter(&lab);
+            Ok(())
+        }
+        Verb::Down => world::remove("lab"),
+        Verb::Serve => serve::serve(),
+        Verb::Send { to, bytes } => serve::send(&to, bytes),
+        Verb::Udp { to, count, size, percent } => serve::datagrams(&to, count, size, percent),
+    }
+}

@@ -1,0 +1,123 @@
+//! Leaving the mesh: by the chosen node, by this host, or not at all; and what happens when a node dies.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests run in real time and fail by panic"
+)]
+
+use lab::world::{WEB4, WEB6, wait_until};
+use lab::{Lab, Plan};
+use std::time::{Duration, Instant};
+
+fn sees(lab: &Lab, vm: &str) -> String {
+    lab.web(vm, WEB4, None).unwrap_or_default()
+}
+
+fn sees_within(lab: &Lab, vm: &str, address: &str, limit: Duration) -> bool {
+    wait_until(limit, || {
+        let args = ["curl", "-sS", "--noproxy", "*", "-m", "1", &format!("http://{WEB4}/")];
+        lab.exec(vm, &args).is_ok_and(|o| o.stdout.trim() == address)
+    })
+}
+
+#[test]
+fn private_machines_leave_by_the_egress_nodes_address() {
+    let mut lab = Lab::start(Plan::standard("", 3)).unwrap();
+    let wire = lab.capture("gw", "br0", "src net 192.168.0.0/16 or src net 10.0.0.0/8").unwrap();
+    for vm in ["vm1", "vm2", "vm3"] {
+        assert!(sees_within(&lab, vm, "198.51.100.13", Duration::from_secs(5)), "{vm}: {}", sees(&lab, vm));
+    }
+    assert!(lab.transfer("vm1", WEB4, 10_000_000).unwrap().ok());
+    let down =
+        lab.sh("vm1", &format!("curl -sS --noproxy '*' -m 20 http://{WEB4}/bytes/5000000 | wc -c")).unwrap();
+    assert_eq!(down.stdout.trim(), "5000000");
+    let seen = wire.stop().unwrap();
+    assert!(seen.lines.is_empty(), "private sources at the gateway: {:?}", seen.lines.first());
+    let table = lab.ctl("ph1", &["trace", "192.168.100.10", WEB4]).unwrap();
+    assert!(table.ok() && table.stdout.contains("198.51.100.13"), "{}", table.text());
+}
+
+#[test]
+fn egress_works_with_strict_reverse_path_filters_and_by_ipv6() {
+    let strict = |host: lab::Host| host.rp_filter(1);
+    let plan = Plan::standard("", 3).with("ph1", strict).with("ph2", strict).with("ph3", |mut host| {
+        host.offers[0].snat = vec!["198.51.100.13".into(), "2001:db8:100::13".into()];
+        host.rp_filter(1)
+    });
+    let lab = Lab::start(plan).unwrap();
+    assert!(sees_within(&lab, "vm1", "198.51.100.13", Duration::from_secs(5)), "{}", sees(&lab, "vm1"));
+    assert_eq!(lab.web("vm1", WEB6, None).as_deref(), Some("2001:db8:100::13"));
+}
+
+#[test]
+fn local_egress_uses_the_hosts_own_address_and_none_is_refused_with_icmp() {
+    let plan = Plan::standard("", 2).each_net(|host, net| {
+        net.egress = vec![if host == "ph1" { "local" } else { "none" }.into()];
+    });
+    let lab = Lab::start(plan).unwrap();
+    assert!(sees_within(&lab, "vm1", "198.51.100.11", Duration::from_secs(5)), "{}", sees(&lab, "vm1"));
+    assert!(lab.ping_within(Duration::from_secs(5), "vm1", "10.77.2.10"), "the mesh is not affected");
+    let refused = lab.exec("vm2", &["ping", "-n", "-c", "2", "-W", "2", WEB4]).unwrap();
+    assert!(!refused.ok());
+    assert!(refused.stdout.contains("From 192.168.100.1"), "told so at once: {}", refused.text());
+}
+
+#[test]
+fn an_egress_node_is_no_relay_into_its_own_lan() {
+    let mut lab = Lab::start(Plan::standard("", 3)).unwrap();
+    assert!(sees_within(&lab, "vm1", "198.51.100.13", Duration::from_secs(5)));
+    let wire = lab.capture("gw", "br0", "icmp").unwrap();
+    assert!(!lab.ping("vm1", "198.51.100.12"), "a LAN neighbour of the egress node");
+    assert!(!lab.ping("vm1", "10.200.0.1"), "a private range");
+    let seen = wire.stop().unwrap();
+    assert!(seen.lines.is_empty(), "{:?}", seen.lines.first());
+}
+
+/// Two egress nodes; the first is lost in some way; how long until the second carries?
+fn fail_over(how: &str, lose: impl Fn(&mut Lab)) {
+    let plan = Plan::standard("", 3)
+        .each_net(|_, net| net.egress = vec!["ph3".into(), "ph2".into()])
+        .with("ph2", |host| host.offer("default", &["198.51.100.12"], 200));
+    let mut lab = Lab::start(plan).unwrap();
+    assert!(
+        sees_within(&lab, "vm1", "198.51.100.13", Duration::from_secs(5)),
+        "{how}: {}",
+        sees(&lab, "vm1")
+    );
+    let start = Instant::now();
+    lose(&mut lab);
+    assert!(
+        sees_within(&lab, "vm1", "198.51.100.12", Duration::from_secs(6)),
+        "{how}: {}",
+        sees(&lab, "vm1")
+    );
+    println!("{how}: standby carries after at most {:.1} s", start.elapsed().as_secs_f64());
+    let status = lab.ctl("ph1", &["status"]).unwrap();
+    assert_eq!(status.code, Some(1), "{how}: on a standby is degraded: {}", status.text());
+}
+
+#[test]
+fn the_standby_takes_over_from_a_killed_egress_node() {
+    fail_over("killed", |lab| lab.kill_node("ph3").unwrap());
+}
+
+#[test]
+fn the_standby_takes_over_from_a_frozen_egress_node() {
+    fail_over("frozen", |lab| lab.freeze("ph3").unwrap());
+}
+
+#[test]
+fn the_standby_takes_over_when_the_power_fails() {
+    fail_over("power cut", |lab| lab.power_cut("ph3").unwrap());
+}
+
+#[test]
+fn the_standby_takes_over_from_a_node_that_leaves_politely() {
+    let plan = Plan::standard("", 3)
+        .each_net(|_, net| net.egress = vec!["ph3".into(), "ph2".into()])
+        .with("ph2", |host| host.offer("default", &["198.51.100.12"], 200));
+    let mut lab = Lab::start(plan).unwrap();
+    assert!(sees_within(&lab, "vm1", "198.51.100.13", Duration::from_secs(5)));
+    lab.stop_node("ph3").unwrap();
+    assert!(sees_within(&lab, "vm1", "198.51.100.12", Duration::from_secs(3)), "{}", sees(&lab, "vm1"));
+}
