@@ -1,0 +1,1 @@
+//! Microbenches live in the `[[bench]]` targets; this library is empty on purpose.

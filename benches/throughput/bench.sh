@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Side by side: no tunnel, nebula and mesh in one lab, interleaved, medians, ratios.
+#
+#   bench.sh                  writes OUT/bench.json, prints the table
+#
+#   ROUNDS=3     rounds; each runs every peer once, so that a slow minute of the machine hits all
+#   PEERS="plain nebula mesh" which peer-*.sh
+#   TESTS="..."  which tests of measure.sh ("all" for every one)
+#   SECS=6       seconds of a TCP test
+#   OUT          where results go (default: target/bench)
+#   NO_BUILD=1   use the programs of MESH_BIN as they are
+# Needs root: everything happens in network namespaces of its own (LAB_PREFIX, default "mb").
+set -euo pipefail
+HERE=$(cd "$(dirname "$0")" && pwd)
+ROOT=$(cd "$HERE/../.." && pwd)
+ROUNDS=${ROUNDS:-3}
+PEERS=${PEERS:-plain nebula mesh}
+TESTS=${TESTS:-slowping tcp1 tcp1r tcp4 udp1200 udp64 loadping}
+SECS=${SECS:-6}
+TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
+OUT=${OUT:-$TARGET/bench}
+export LAB_PREFIX=${LAB_PREFIX:-mb}
+export LAB_RUN=${LAB_RUN:-/run/$LAB_PREFIX-lab}
+export MESH_BIN=${MESH_BIN:-$TARGET/release}
+
+[ "$(id -u)" = 0 ] || { echo "run as root: the lab needs network namespaces" >&2; exit 2; }
+
+install_missing() {
+  local want=() pair
+  for pair in iperf3:iperf3 jq:jq ethtool:ethtool ip:iproute2 ping:iputils-ping nft:nftables \
+              "${NEBULA_BIN:-nebula}:nebula" column:bsdextrautils; do
+    case $PEERS in *nebula*) ;; *) [ "${pair##*:}" = nebula ] && continue ;; esac
+    command -v "${pair%%:*}" >/dev/null || want+=("${pair##*:}")
+  done
+  [ ${#want[@]} = 0 ] && return
+  echo "installing ${want[*]}" >&2
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${want[@]}" >/dev/null
+}
+
+PEER=
+cleanup() {
+  [ -n "$PEER" ] && "$HERE/peer-$PEER.sh" down || true
+  "$HERE/lab.sh" down || true
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+install_missing
+if [ -z "${NO_BUILD:-}" ]; then
+  (cd "$ROOT" && cargo build --release -p mesh-node -p mesh-ctl)
+fi
+mkdir -p "$OUT"
+: >"$OUT/measurements.jsonl"
+
+for round in $(seq "$ROUNDS"); do
+  for PEER in $PEERS; do
+    echo "round $round/$ROUNDS: $PEER" >&2
+    # A fresh lab for each: nothing that one peer leaves behind can help or hurt the next.
+    "$HERE/lab.sh" up
+    "$HERE/peer-$PEER.sh" up
+    # shellcheck disable=SC2086
+    "$HERE/measure.sh" --name "$PEER" --secs "$SECS" path $TESTS mem |
+      jq -c --arg p "$PEER" --argjson r "$round" '{peer: $p, round: $r, result: .}' >>"$OUT/measurements.jsonl"
+    "$HERE/peer-$PEER.sh" down
+    PEER=
+    "$HERE/lab.sh" down
+  done
+done
+
+rev=$(git -C "$ROOT" rev-parse --short HEAD 2>/dev/null || echo unknown)
+jq -s -f "$HERE/table.jq" "$OUT/measurements.jsonl" >"$OUT/rows.json"
+jq -n --slurpfile rows "$OUT/rows.json" --slurpfile raw "$OUT/measurements.jsonl" \
+  --arg at "$(date -u +%FT%TZ)" --arg rev "$rev" --arg kernel "$(uname -r)" --argjson cpus "$(nproc)" \
+  --arg cpu "$(awk -F': ' '/^model name/{print $2; exit}' /proc/cpuinfo)" \
+  --arg nebula "$("${NEBULA_BIN:-nebula}" -version 2>/dev/null || true)" --argjson rounds "$ROUNDS" \
+  '{schema: 1, at: $at, revision: $rev, machine: {cpu: $cpu, cpus: $cpus, kernel: $kernel},
+    nebula: $nebula, rounds: $rounds, rows: $rows[0], measurements: $raw}' >"$OUT/bench.json"
+
+echo
+echo "medians of $ROUNDS rounds; \"x nebula\": above 1 mesh is better, whichever way the figure counts"
+jq -r '
+  def show: if . == null then "-" elif . >= 100 then (. | round | tostring) else (. * 100 | round / 100 | tostring) end;
+  (.rows[0].median | keys_unsorted) as $have
+  | (["plain", "nebula", "mesh"] | map(select(. as $p | $have | index($p)))) as $known
+  | ($known + ($have - $known)) as $peers
+  | (["metric"] + $peers + ["x nebula"]),
+    (.rows[] | . as $row | [.metric] + ($peers | map($row.median[.] | show)) + [.against_nebula | show])
+  | @tsv' "$OUT/bench.json" | column -t -s "$(printf '\t')"
+echo
+echo "all figures: $OUT/bench.json"
