@@ -18,32 +18,49 @@ use walk::{Section, Walk};
 
 /// A whole configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are the keys of the file")]
 pub struct Config {
+    /// The file it came from.
     pub path: PathBuf,
+    /// `[node]`.
     pub node: NodeConfig,
+    /// Each `[[peer]]`.
     pub peers: Vec<PeerConfig>,
+    /// Each `[[network]]`.
     pub networks: Vec<NetworkConfig>,
+    /// Each `[[egress]]`.
     pub egress: Vec<EgressConfig>,
 }
 
 /// `[node]`; `metrics` is none when off, `mtu` when automatic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are the keys of the file")]
 pub struct NodeConfig {
+    /// UDP address of the underlay.
     pub listen: SocketAddr,
+    /// Where Prometheus scrapes; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Certificates of the mesh's CAs.
     pub ca: PathBuf,
+    /// This node's certificate.
     pub certificate: PathBuf,
+    /// Its private key.
     pub key: PathBuf,
+    /// What is kept over restarts.
     pub state_dir: PathBuf,
+    /// Where `mesh-ctl` asks.
     pub control_socket: PathBuf,
+    /// Endpoints told to others; empty: found by ourselves.
     pub advertise: Vec<SocketAddr>,
+    /// A dead peer is seen within three of these.
     pub keepalive: Duration,
+    /// Largest inner packet; `None`: what the path carries.
     pub mtu: Option<u32>,
+    /// What of this host the mesh may reach.
     pub expose: Vec<Expose>,
+    /// What becomes of routes at a polite stop.
     pub on_stop: OnStop,
+    /// What to do about others' chains that drop our traffic.
     pub foreign_chains: ForeignChains,
+    /// Packet workers.
     pub workers: u16,
 }
 
@@ -67,32 +84,42 @@ pub enum ForeignChains {
 
 /// `[[peer]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are the keys of the file")]
 pub struct PeerConfig {
+    /// `host:port`.
     pub endpoint: String,
+    /// Who must answer.
     pub name: Option<NodeId>,
+    /// Where it stands.
     pub line: usize,
 }
 
 /// `[[network]]`; no subnets: read from the interface; no prefixes: equal to the subnets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are the keys of the file")]
 pub struct NetworkConfig {
+    /// Its name.
     pub name: NetworkName,
+    /// The host-only interface.
     pub interface: String,
+    /// Local subnets; empty: the interface's.
     pub subnets: Vec<Prefix>,
+    /// Mesh prefixes; empty: equal to the subnets.
     pub prefixes: Vec<Prefix>,
+    /// Further prefixes behind the interface.
     pub announce: Vec<AnnounceConfig>,
+    /// How it leaves the mesh.
     pub egress: EgressChoice,
+    /// Where it stands.
     pub line: usize,
 }
 
 /// One item of `announce`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are the keys of the file")]
 pub struct AnnounceConfig {
+    /// The prefix.
     pub prefix: Prefix,
+    /// The VM that routes it; `None`: on link.
     pub via: Option<IpAddr>,
+    /// Its Internet traffic takes the host's own uplink, not the egress node.
     pub internet_own: bool,
 }
 
@@ -111,13 +138,18 @@ pub enum EgressChoice {
 
 /// `[[egress]]`; no `snat`: masquerade; no `destination`: the default.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are the keys of the file")]
 pub struct EgressConfig {
+    /// For which networks.
     pub networks: Vec<NetworkName>,
+    /// The uplink.
     pub interface: String,
+    /// Source addresses, at most one a family; a family without one is masqueraded.
     pub snat: Vec<IpAddr>,
+    /// What it carries to; empty: everything but private ranges and this host.
     pub destination: Vec<Prefix>,
+    /// Lower is preferred by `egress = "auto"`.
     pub priority: u32,
+    /// Where it stands.
     pub line: usize,
 }
 

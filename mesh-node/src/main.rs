@@ -74,9 +74,10 @@ fn main() -> ExitCode {
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let human = format == LogFormat::Human || (format == LogFormat::Auto && std::io::stderr().is_terminal());
+    let terminal = std::io::stderr().is_terminal();
+    let human = format == LogFormat::Human || (format == LogFormat::Auto && terminal);
     if human {
-        logger.with_target(false).init();
+        logger.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none()).with_target(false).init();
     } else {
         logger.json().flatten_event(true).with_target(false).init();
     }

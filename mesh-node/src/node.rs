@@ -178,9 +178,7 @@ async fn only_node() -> anyhow::Result<Option<tokio::net::UnixListener>> {
 }
 
 fn add_device(loops: &mut PacketLoops, network: &LocalNetwork) -> anyhow::Result<()> {
-    let tun = io::tun::Tun::create(&network.tun).with_context(|| {
-        format!("create TUN device {} (is /dev/net/tun there, and CAP_NET_ADMIN?)", network.tun)
-    })?;
+    let tun = io::tun::Tun::create(&network.tun).with_context(|| format!("network {}", network.name))?;
     info!(network = %network.name, tun = network.tun, offloads = ?tun.offloads(), "network");
     loops.add_network(network.ix, Arc::new(tun))?;
     Ok(())

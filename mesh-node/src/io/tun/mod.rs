@@ -34,9 +34,7 @@ pub struct Offloads {
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
     /// The kernel refused to make it.
-    #[error(
-        "create tun device {name}: {source} (needs /dev/net/tun and CAP_NET_ADMIN; a name is at most 15 bytes)"
-    )]
+    #[error("create tun device {name} (needs /dev/net/tun, readable and writable, and CAP_NET_ADMIN)")]
     Create {
         /// The name asked for.
         name: String,
@@ -44,7 +42,7 @@ pub enum TunError {
         source: tun::Error,
     },
     /// It was made, but not to our needs.
-    #[error("set up tun device {name}: {step}: {source}")]
+    #[error("set up tun device {name}: {step}")]
     SetUp {
         /// The device.
         name: String,
