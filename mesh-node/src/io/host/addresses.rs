@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::HostError;
 use super::links::{self, InterfaceAddress};
+use super::{HostError, routes};
 
 /// Interfaces and addresses at one moment.
 #[derive(Debug, Clone)]
@@ -22,7 +22,7 @@ impl HostAddresses {
         driver.spawn(connection);
         let mut uplinks = Vec::new();
         for v4 in [true, false] {
-            if let Some((device, _)) = links::default_uplink(&handle, v4).await? {
+            if let Some((device, _)) = routes::default_uplink(&handle, v4).await? {
                 uplinks.push(device);
             }
         }

@@ -7,11 +7,9 @@ use futures_util::TryStreamExt;
 use mesh_proto::Prefix;
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
 use super::HostError;
-use crate::control::host::rules::MAIN_TABLE;
 
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,51 +124,4 @@ pub async fn addresses(handle: &Handle) -> Result<Vec<InterfaceAddress>, HostErr
 pub async fn interface_addresses(handle: &Handle, name: &str) -> Result<Vec<(IpAddr, u8)>, HostError> {
     let all = addresses(handle).await?;
     Ok(all.into_iter().filter(|a| a.global && a.interface == name).map(|a| (a.address, a.len)).collect())
-}
-
-/// The interface and gateway of the main table's default route with the lowest metric.
-pub async fn default_uplink(
-    handle: &Handle,
-    v4: bool,
-) -> Result<Option<(String, Option<IpAddr>)>, HostError> {
-    let names: BTreeMap<u32, String> =
-        links(handle).await?.into_iter().map(|(name, link)| (link.index, name)).collect();
-    let mut best: Option<(u32, String, Option<IpAddr>)> = None;
-    for message in super::routes::dump(handle, v4, None).await? {
-        if message.header.destination_prefix_length != 0 || message.header.kind != RouteType::Unicast {
-            continue;
-        }
-        if let Some((metric, index, gateway)) = main_next_hop(&message)
-            && let Some(name) = names.get(&index)
-            && best.as_ref().is_none_or(|(lowest, ..)| metric < *lowest)
-        {
-            best = Some((metric, name.clone(), gateway));
-        }
-    }
-    Ok(best.map(|(_, name, gateway)| (name, gateway)))
-}
-
-/// Metric, interface and gateway of a main-table route; of several next hops the first.
-fn main_next_hop(message: &RouteMessage) -> Option<(u32, u32, Option<IpAddr>)> {
-    let mut table = u32::from(message.header.table);
-    let (mut metric, mut index, mut gateway) = (0, None, None);
-    let mut attributes: Vec<&RouteAttribute> = message.attributes.iter().collect();
-    for attribute in &message.attributes {
-        if let RouteAttribute::MultiPath(hops) = attribute
-            && let Some(hop) = hops.first()
-        {
-            index = Some(hop.interface_index);
-            attributes.extend(&hop.attributes);
-        }
-    }
-    for attribute in attributes {
-        match attribute {
-            RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Priority(number) => metric = *number,
-            RouteAttribute::Oif(number) => index = Some(*number),
-            RouteAttribute::Gateway(address) => gateway = super::routes::ip(address),
-            _ => {}
-        }
-    }
-    (table == MAIN_TABLE).then_some((metric, index?, gateway))
 }

@@ -18,9 +18,9 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion};
 
 use super::HostError;
-use super::links::Link;
+use super::links::{self, Link};
 use crate::control::host::routes::{Route, RouteKind};
-use crate::control::host::rules::{Action, Rule, Selector};
+use crate::control::host::rules::{Action, MAIN_TABLE, Rule, Selector};
 use crate::control::host::{MARK_MASK, PROTOCOL};
 
 const OURS: RouteProtocol = RouteProtocol::Other(PROTOCOL);
@@ -318,4 +318,51 @@ fn ignore_absent(what: &str, result: Result<(), rtnetlink::Error>) -> Result<(),
         }
         other => other.map_err(|e| HostError::netlink(what, &e)),
     }
+}
+
+/// The interface and gateway of the main table's default route with the lowest metric.
+pub(super) async fn default_uplink(
+    handle: &Handle,
+    v4: bool,
+) -> Result<Option<(String, Option<IpAddr>)>, HostError> {
+    let names: BTreeMap<u32, String> =
+        links::links(handle).await?.into_iter().map(|(name, link)| (link.index, name)).collect();
+    let mut best: Option<(u32, String, Option<IpAddr>)> = None;
+    for message in dump(handle, v4, None).await? {
+        if message.header.destination_prefix_length != 0 || message.header.kind != RouteType::Unicast {
+            continue;
+        }
+        if let Some((metric, index, gateway)) = main_next_hop(&message)
+            && let Some(name) = names.get(&index)
+            && best.as_ref().is_none_or(|(lowest, ..)| metric < *lowest)
+        {
+            best = Some((metric, name.clone(), gateway));
+        }
+    }
+    Ok(best.map(|(_, name, gateway)| (name, gateway)))
+}
+
+/// Metric, interface and gateway of a main-table route; of several next hops the first.
+fn main_next_hop(message: &RouteMessage) -> Option<(u32, u32, Option<IpAddr>)> {
+    let mut table = u32::from(message.header.table);
+    let (mut metric, mut index, mut gateway) = (0, None, None);
+    let mut attributes: Vec<&RouteAttribute> = message.attributes.iter().collect();
+    for attribute in &message.attributes {
+        if let RouteAttribute::MultiPath(hops) = attribute
+            && let Some(hop) = hops.first()
+        {
+            index = Some(hop.interface_index);
+            attributes.extend(&hop.attributes);
+        }
+    }
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Priority(number) => metric = *number,
+            RouteAttribute::Oif(number) => index = Some(*number),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            _ => {}
+        }
+    }
+    (table == MAIN_TABLE).then_some((metric, index?, gateway))
 }
