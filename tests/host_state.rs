@@ -10,7 +10,7 @@ use mesh_node::control::host::{
     HostAnnounced, HostEgress, HostNetwork, HostOut, HostState, MeshRoute, UNDERLAY_MARK, egress_mark,
 };
 use mesh_node::forward::fib::Expose;
-use mesh_node::io::host::{HostSync, conntrack, links, watch};
+use mesh_node::io::host::{HostSync, conntrack, links, routes, watch};
 
 const INSIDE: &str = "MESH_TEST_HOST_STATE_INSIDE";
 
@@ -335,9 +335,9 @@ async fn tracked_connections_go_by_mark() {
 async fn looked_up(host: &HostSync) {
     let found = links::interface_addresses(host.handle(), "vmnet1").await.expect("addresses");
     assert!(found.contains(&(address("192.168.100.1"), 24)) && found.contains(&(address("fd64::1"), 64)));
-    let up = links::default_uplink(host.handle(), true).await.expect("uplink");
+    let up = routes::default_uplink(host.handle(), true).await.expect("uplink");
     assert_eq!(up, Some(("eth0".to_owned(), Some(address("203.0.113.254")))));
-    let up = links::default_uplink(host.handle(), false).await.expect("uplink");
+    let up = routes::default_uplink(host.handle(), false).await.expect("uplink");
     assert_eq!(up.map(|(name, _)| name), Some("eth0".to_owned()));
 }
 

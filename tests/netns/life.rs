@@ -163,7 +163,7 @@ fn flushed_rules_and_routes_are_repaired_within_five_seconds() {
         lab.ping("vm1", "10.77.2.10") && lab.web("vm1", WEB4, None).as_deref() == Some("198.51.100.13")
     };
     assert!(wait_until(Duration::from_secs(5), || works(&lab)));
-    let wire = lab.capture("gw", "br0", "net 192.168.0.0/16 or net 10.77.0.0/16").unwrap();
+    let wire = lab.capture("gw", "br0", "net 192.168.0.0/16 or net 10.77.0.0/16 or net fd00::/8").unwrap();
     let has_table =
         |lab: &Lab| lab.exec("ph3", &["nft", "list", "ruleset"]).unwrap().stdout.contains("table inet mesh");
     assert!(has_table(&lab));
@@ -183,14 +183,29 @@ fn flushed_rules_and_routes_are_repaired_within_five_seconds() {
 fn never_leaks(mut lab: Lab, event: impl Fn(&mut Lab)) {
     assert!(lab.ping_within(Duration::from_secs(5), "vm1", "10.77.2.10"));
     assert!(lab.ping_within(Duration::from_secs(5), "vm1", WEB4));
-    let wire = lab.capture("gw", "br0", "net 192.168.0.0/16 or net 10.77.0.0/16").unwrap();
-    for to in ["10.77.2.10", "203.0.113.12", WEB4] {
+    let wire = lab.capture("gw", "br0", "net 192.168.0.0/16 or net 10.77.0.0/16 or net fd00::/8").unwrap();
+    for to in ["10.77.2.10", "203.0.113.12", WEB4, "fd00:77:2::10", "2001:db8:80::80"] {
         lab.spawn("vm1", &["ping", "-n", "-i", "0.02", to]).unwrap();
     }
     lab.spawn("pub1", &["ping", "-n", "-i", "0.02", "10.77.2.10"]).unwrap();
     event(&mut lab);
     let seen = wire.stop().unwrap();
     assert!(seen.lines.is_empty(), "{} packets leaked, first {:?}", seen.lines.len(), seen.lines.first());
+}
+
+#[test]
+fn a_kill_followed_by_a_flushed_ruleset_leaks_nothing_at_either_end() {
+    never_leaks(Lab::start(Plan::standard("", 3)).unwrap(), |lab| {
+        for host in ["ph3", "ph1"] {
+            lab.kill_node(host).unwrap();
+            lab.exec(host, &["nft", "flush", "ruleset"]).unwrap();
+            std::thread::sleep(Duration::from_secs(2));
+        }
+        for host in ["ph1", "ph3"] {
+            lab.start_node(host).unwrap();
+        }
+        std::thread::sleep(Duration::from_secs(2));
+    });
 }
 
 #[test]

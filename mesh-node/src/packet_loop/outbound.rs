@@ -25,6 +25,10 @@ use crate::tunnel::{OutBatch, Sent, Snapshot, Tunnel};
 /// Limits of one batch: what the far side can buffer in a go, and about 0.2 ms of work.
 const BATCH_PACKETS: u64 = 256;
 const BATCH_BYTES: usize = 200_000;
+/// Segments in a batch: a machine may ask for tiny ones, each of which is a frame with a header of its own.
+const BATCH_SEGMENTS: u64 = 2048;
+/// Segments that one superpacket may be cut into: 64 bytes each of a full one. Less is no use, and no stack's default.
+const MAX_SEGMENTS: usize = 1024;
 
 /// How often a peer without tunnel is asked for while packets for it come.
 const ASK_EVERY: Duration = Duration::from_millis(250);
@@ -113,7 +117,10 @@ impl Outbound<'_> {
 
     /// Handles what is there, up to the limits of a batch.
     fn drain(&mut self, snapshot: &Snapshot, filled: &mut Filled) -> std::io::Result<()> {
-        while filled.packets < BATCH_PACKETS && filled.bytes < BATCH_BYTES {
+        while filled.packets < BATCH_PACKETS
+            && filled.bytes < BATCH_BYTES
+            && filled.sent_packets < BATCH_SEGMENTS
+        {
             match self.tun.read(&mut self.buffer, Wait::No)? {
                 Read::Packet(n) => self.packet(snapshot, n, filled),
                 Read::Empty | Read::Woken => break,
@@ -208,6 +215,7 @@ struct Peers {
 
 /// What a batch holds for one peer.
 struct ToPeer {
+    peer: PeerIx,
     tunnel: Arc<Tunnel>,
     handle: u8,
     max_inner: usize,
@@ -227,7 +235,7 @@ impl Peers {
             self.slots.resize(ix + 1, 0);
         }
         let frames = self.spare.pop().unwrap_or_default();
-        self.current.push(ToPeer { tunnel, handle, max_inner, frames });
+        self.current.push(ToPeer { peer, tunnel, handle, max_inner, frames });
         self.slots[ix] = self.current.len() as u32;
         self.current.last_mut()
     }
@@ -236,7 +244,7 @@ impl Peers {
     fn send_all(&mut self, mut report: impl FnMut(Sent)) {
         for mut to in self.current.drain(..) {
             report(to.tunnel.send(&mut to.frames));
-            if let Some(slot) = self.slots.get_mut(to.tunnel.peer().0 as usize) {
+            if let Some(slot) = self.slots.get_mut(to.peer.0 as usize) {
                 *slot = 0;
             }
             self.spare.push(to.frames);
@@ -263,6 +271,9 @@ impl ToPeer {
             return Ok(());
         }
         let mut segments = segment::cut(vnet, packet).map_err(|_| (DropReason::Malformed, 1))?;
+        if segments.count_left() > MAX_SEGMENTS {
+            return Err((DropReason::Malformed, 1));
+        }
         if segments.max_len() > self.max_inner {
             return Err((DropReason::TooBig, segments.count_left() as u64));
         }

@@ -21,7 +21,7 @@ pub mod addresses;
 pub mod conntrack;
 pub mod links;
 mod nft;
-mod routes;
+pub mod routes;
 mod sysctl;
 pub mod task;
 pub mod watch;

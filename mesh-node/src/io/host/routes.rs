@@ -321,7 +321,7 @@ fn ignore_absent(what: &str, result: Result<(), rtnetlink::Error>) -> Result<(),
 }
 
 /// The interface and gateway of the main table's default route with the lowest metric.
-pub(super) async fn default_uplink(
+pub async fn default_uplink(
     handle: &Handle,
     v4: bool,
 ) -> Result<Option<(String, Option<IpAddr>)>, HostError> {
