@@ -60,6 +60,8 @@ fn local_egress_uses_the_hosts_own_address_and_none_is_refused_with_icmp() {
     let refused = lab.exec("vm2", &["ping", "-n", "-c", "2", "-W", "2", WEB4]).unwrap();
     assert!(!refused.ok());
     assert!(refused.stdout.contains("From 192.168.100.1"), "told so at once: {}", refused.text());
+    let counter = lab.exec("ph2", &["nft", "list", "counter", "inet", "mesh", "no_egress"]).unwrap().stdout;
+    assert!(counter.contains("packets ") && !counter.contains("packets 0 "), "counted: {counter}");
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub fn removal() -> String {
 fn write_table(out: &mut String, state: &HostState) -> std::fmt::Result {
     out.push_str(&removal());
     writeln!(out, "table {TABLE} {{")?;
-    for name in ["refused", "spoofed", "redirects"] {
+    for name in ["refused", "spoofed", "redirects", "no_egress"] {
         writeln!(out, "\tcounter {name} {{ }}")?;
     }
     for v4 in [true, false] {
@@ -115,6 +115,19 @@ fn mark_lines(lines: &mut Vec<String>, state: &HostState, network: &HostNetwork)
             let announced = network.announced.iter().map(|announced| announced.prefix).filter(of_family);
             let behind = braced(subnets.iter().copied().chain(announced).collect());
             lines.push(format!("iifname {tun} ct direction original {ip} daddr != {behind} {mark}"));
+        }
+        let closed = match &network.out {
+            HostOut::None => true,
+            HostOut::Tunnel { mtu4, mtu6 } => if v4 { mtu4 } else { mtu6 }.is_none(),
+            HostOut::Local(_) => false,
+        };
+        if closed && !subnets.is_empty() {
+            // the refusal itself is a route's: it answers with ICMP, and stands without this table
+            lines.push(format!(
+                "iifname {seg} {ip} saddr {from} {ip} daddr != @all{number} fib daddr type != {{ local, broadcast, \
+                 multicast }} counter name no_egress",
+                from = braced(subnets.clone()),
+            ));
         }
         if matches!(network.out, HostOut::Local(_)) && !subnets.is_empty() {
             let private = if v4 { PRIVATE_V4.as_slice() } else { PRIVATE_V6.as_slice() };
