@@ -16,6 +16,7 @@
 
 pub mod capture;
 pub mod command;
+pub mod delay;
 pub mod demo;
 pub mod node;
 pub mod serve;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Lab, Plan, demo, serve, world};
+use lab::{Lab, Plan, delay, demo, serve, world};
 
 #[derive(Parser)]
 #[command(version, about = "Virtual hypervisors in network namespaces, with the real mesh-node")]
@@ -28,6 +28,15 @@ enum Verb {
     Down,
     /// The lab's servers: HTTP 80, TCP sink 5001, UDP echo 5002.
     Serve,
+    /// A cable between two TAP devices, on which frames are late.
+    Delay {
+        /// One device.
+        one: String,
+        /// The other.
+        other: String,
+        /// How late.
+        milliseconds: u64,
+    },
     /// Send bytes to a TCP sink and compare checksums.
     Send {
         /// Address of the sink.
@@ -63,6 +72,9 @@ fn main() -> Result<()> {
         }
         Verb::Down => world::remove("lab"),
         Verb::Serve => serve::serve(),
+        Verb::Delay { one, other, milliseconds } => {
+            delay::relay(&one, &other, std::time::Duration::from_millis(milliseconds))
+        }
         Verb::Send { to, bytes } => serve::send(&to, bytes),
         Verb::Udp { to, count, size, percent } => serve::datagrams(&to, count, size, percent),
     }

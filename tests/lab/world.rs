@@ -402,6 +402,29 @@ impl Lab {
         must(Some(&self.ns("gw")), &["nft", &rules]).map(drop)
     }
 
+    /// Makes a host's cable longer: frames are so late in each direction. Once for a host.
+    pub fn delay(&mut self, host: &str, late: Duration) -> Result<()> {
+        let (near, far, bridge, gw) =
+            (format!("d-{host}"), format!("e-{host}"), format!("q-{host}"), self.ns("gw"));
+        let tool = crate::node::tool()?.to_string_lossy().into_owned();
+        self.spawn("gw", &[&tool, "delay", &near, &far, &late.as_millis().to_string()])?;
+        let made = wait_until(Duration::from_secs(5), || {
+            line(None, &format!("ip -n {gw} link show {near}")).is_ok()
+                && line(None, &format!("ip -n {gw} link show {far}")).is_ok()
+        });
+        anyhow::ensure!(made, "the delayed cable of {host} is not there");
+        for text in [
+            format!("ip -n {gw} link add {bridge} type bridge forward_delay 0"),
+            format!("ip -n {gw} link set {near} master {bridge} up"),
+            format!("ip -n {gw} link set {far} master br0 up"),
+            format!("ip -n {gw} link set p-{host} master {bridge}"),
+            format!("ip -n {gw} link set {bridge} up"),
+        ] {
+            line(None, &text)?;
+        }
+        Ok(())
+    }
+
     /// Limits what a host receives and sends to a rate (`100mbit`).
     pub fn rate(&self, host: &str, rate: &str) -> Result<()> {
         for (ns, dev) in [(self.ns(host), "eth0".to_owned()), (self.ns("gw"), format!("p-{host}"))] {

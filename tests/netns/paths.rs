@@ -120,6 +120,23 @@ fn a_path_that_swallows_more_than_1280_bytes_without_a_word_carries_tcp() {
 }
 
 #[test]
+fn a_long_way_between_hosts_is_only_a_long_way() {
+    let mut lab = Lab::build(Plan::standard("", 2)).unwrap();
+    lab.delay("ph1", Duration::from_millis(40)).unwrap();
+    lab.start_node("ph1").unwrap();
+    lab.start_node("ph2").unwrap();
+    lab.wait_connected(Duration::from_secs(10)).unwrap();
+    assert!(lab.ping_within(Duration::from_secs(5), "vm1", "10.77.2.10"));
+    lab.serve("vm2").unwrap();
+    let sent = lab.transfer("vm1", "10.77.2.10", 5_000_000).unwrap();
+    assert!(sent.ok(), "{}", sent.text());
+    let peers = lab.ctl("ph1", &["--json", "peers"]).unwrap().stdout;
+    let peers: serde_json::Value = serde_json::from_str(&peers).unwrap();
+    let rtt = peers["peers"][0]["rtt_seconds"].as_f64().unwrap();
+    assert!((0.07..0.5).contains(&rtt), "two times 40 ms: {rtt}");
+}
+
+#[test]
 fn loss_on_the_underlay_slows_tcp_but_does_not_break_it() {
     let mut lab = Lab::start(Plan::standard("", 2)).unwrap();
     lab.serve("vm2").unwrap();
