@@ -120,6 +120,23 @@ fn a_path_that_swallows_more_than_1280_bytes_without_a_word_carries_tcp() {
 }
 
 #[test]
+fn a_dual_stack_listener_meets_peers_over_ipv4() {
+    let mut lab = Lab::build(Plan::standard("", 2)).unwrap();
+    for host in ["ph1", "ph2"] {
+        let file = lab.file(host, "node.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let dual = text.replace("\"0.0.0.0:4650\"", "\"[::]:4650\"");
+        assert_ne!(text, dual, "{text}");
+        std::fs::write(&file, dual).unwrap();
+        lab.start_node(host).unwrap();
+    }
+    lab.wait_connected(Duration::from_secs(10)).unwrap();
+    assert!(lab.ping_within(Duration::from_secs(5), "vm1", "10.77.2.10"));
+    let peers = lab.ctl("ph1", &["peers"]).unwrap().stdout;
+    assert!(peers.contains("198.51.100.12:4650"), "{peers}");
+}
+
+#[test]
 fn a_long_way_between_hosts_is_only_a_long_way() {
     let mut lab = Lab::build(Plan::standard("", 2)).unwrap();
     lab.delay("ph1", Duration::from_millis(40)).unwrap();
