@@ -209,10 +209,24 @@ impl Config {
     pub fn read(text: &str, path: &Path) -> (Self, ConfigErrors) {
         let mut w = Walk::new(text, path);
         let config = w.document(path);
+        let walked = w.errors.len();
         check::check(&config, &mut w);
+        for error in w.errors.iter_mut().skip(walked) {
+            error.line = key_line(text, error.line, &error.text);
+        }
         w.errors.sort_by_key(|e| e.line);
         (config, ConfigErrors(w.errors))
     }
+}
+
+/// Line of the key that an error begins with, in the table whose header stands in line `table`; the header's own if the
+/// key is not written there.
+pub(crate) fn key_line(text: &str, table: usize, error: &str) -> usize {
+    let key = error.split([' ', ':']).next().unwrap_or_default();
+    let lines = text.lines().enumerate().skip(table);
+    let here = lines.take_while(|(_, line)| !line.trim_start().starts_with('['));
+    let mut found = here.filter(|(_, line)| line.split_once('=').is_some_and(|(left, _)| left.trim() == key));
+    found.next().map_or(table, |(i, _)| i + 1)
 }
 
 fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
@@ -347,6 +361,9 @@ fn egress(w: &mut Walk<'_>, s: &Section<'_>) -> Option<EgressConfig> {
     w.need(s, "network");
     w.need(s, "interface");
     let networks = w.many(s, "network", parsed);
+    if w.is_empty_list(s, "network") {
+        w.at(s, "network", "names no network; name one, or remove this [[egress]]");
+    }
     let interface = w.one(s, "interface", interface);
     let snat: Vec<IpAddr> =
         if w.is_text(s, "snat", "masquerade") { Vec::new() } else { w.many(s, "snat", parsed) };

@@ -11,7 +11,7 @@ use mesh_proto::identity::{Identity, NodeKey, TrustRoots};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use crate::config::{Config, ConfigError, EgressChoice, NetworkConfig};
+use crate::config::{self, Config, ConfigError, EgressChoice, NetworkConfig};
 use crate::control::Trust;
 use crate::control::event::{LocalNetwork, LocalNode, Now};
 use crate::control_loop;
@@ -35,7 +35,10 @@ pub async fn prepare(path: &Path) -> anyhow::Result<Prepared> {
     let host = HostAddresses::read().await.context("read the host's addresses")?;
     let credentials = credentials(&config, now);
     let identity = credentials.as_ref().ok().map(|(_, _, identity)| identity);
-    let mut told = |line, text| errors.0.push(ConfigError { path: path.to_owned(), line, text });
+    let mut told = |table, error: String| {
+        let line = config::key_line(&text, table, &error);
+        errors.0.push(ConfigError { path: path.to_owned(), line, text: error });
+    };
     let networks = look_at_networks(&config, &host, identity, &mut told);
     look_at_egress(&config, &host, identity, &mut told);
     if !errors.0.is_empty() {

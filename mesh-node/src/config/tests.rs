@@ -26,7 +26,7 @@ fn each_bad_file_names_its_line_and_what_is_wrong() {
         ("[node]\ntransport = \"lanes\"", 2, "not supported by this version"),
         ("[[peer]]\nendpoint = \"x\"", 2, "HOST:PORT"),
         ("[[network]]\nname = \"a\"", 1, "interface: missing"),
-        ("[[egress]]\nnetwork = \"b\"\ninterface = \"e\"", 1, "no such [[network]]"),
+        ("[[egress]]\nnetwork = \"b\"\ninterface = \"e\"", 2, "no such [[network]]"),
     ] {
         let errors = parse(text).expect_err(text);
         assert!(errors.0.iter().any(|e| e.line == line && e.text.contains(words)), "{text}: {errors}");
@@ -51,4 +51,25 @@ proptest! {
     fn arbitrary_text_never_panics(text in "[\\[\\]a-z=\"\n 0-9./{},]{0,200}|\\PC*") {
         let _ = parse(&text);
     }
+}
+
+#[test]
+fn an_error_between_tables_names_the_line_of_its_key() {
+    let text = "[[network]]\nname = \"a\"\ninterface = \"br0\"\n\n[[network]]\n# a second one\ninterface = \"br1\"\nname = \"a\"\n";
+    let errors = Config::parse(text, Path::new("node.toml")).unwrap_err();
+    assert_eq!(errors.0.iter().map(|e| e.line).collect::<Vec<_>>(), [8], "{errors}");
+}
+
+#[test]
+fn an_egress_for_no_network_is_refused() {
+    let text = "[[egress]]\nnetwork = []\ninterface = \"eth0\"\n";
+    let errors = Config::parse(text, Path::new("node.toml")).unwrap_err();
+    assert!(errors.to_string().contains("node.toml:2: network = []"), "{errors}");
+}
+
+#[test]
+fn a_key_that_resembles_nothing_gets_no_guess() {
+    let refused = |text: &str| Config::parse(text, Path::new("node.toml")).unwrap_err().to_string();
+    assert!(!refused("[node]\nlst = 1\n").contains("did you mean"));
+    assert!(refused("[node]\nlisten_ = \"x\"\n").contains("did you mean listen?"));
 }

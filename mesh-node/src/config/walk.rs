@@ -68,11 +68,19 @@ impl<'a> Walk<'a> {
             if later.contains(&name) {
                 self.bad(name, value, "not supported by this version; remove it");
             } else if !known.contains(&name) {
-                let near = known.iter().map(|k| (distance(k, name), *k)).min().filter(|(d, _)| *d <= 3);
+                let near = known
+                    .iter()
+                    .map(|k| (distance(k, name), *k))
+                    .min()
+                    .filter(|(d, _)| *d <= (name.chars().count() / 3).max(1));
                 let hint = near.map_or("remove it".to_owned(), |(_, k)| format!("did you mean {k}?"));
                 self.bad(name, value, &format!("unknown key; {hint}"));
             }
         }
+    }
+
+    pub(super) fn is_empty_list(&self, s: &Section<'_>, key: &str) -> bool {
+        s.table.get(key).and_then(|v| v.get_ref().as_array()).is_some_and(|list| list.is_empty())
     }
 
     pub(super) fn is_text(&self, s: &Section<'_>, key: &str, text: &str) -> bool {
