@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use mesh_proto::hello::{CloseCode, Message, TraceReply};
@@ -11,11 +11,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info};
 
 use crate::control::Control;
-use crate::control::event::{ConnId, Input, Now, Output, Saved, Target, TunnelSpec};
+use crate::control::event::{ConnId, Input, Output, Saved, Target, TunnelSpec};
 use crate::control::host::HostState;
 use crate::control::status::{self, Figures, Traffic};
 use crate::forward::counters::{Direction, PeerCounters};
 use crate::forward::fib::{Fib, NetworkSpec, PeerIx};
+use crate::io::now;
 use crate::io::query::{Query, View};
 use crate::io::quic::connection::{self, Context, Dial, Door, Event};
 use crate::io::quic::datagram::{Datagrams, InboundSender, read_datagrams};
@@ -117,13 +118,6 @@ async fn sleep_until(alarm: Option<tokio::time::Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the loop reads the clock for the pure core")]
-/// Both clocks.
-pub fn now() -> Now {
-    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-    Now { mono: Instant::now(), unix_ms }
 }
 
 struct Loop {

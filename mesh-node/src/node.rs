@@ -78,7 +78,7 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     );
     let ours = Ours { config: config.clone(), networks: local.networks.clone() };
     let networks = local.networks.clone();
-    let control = Control::new(local, trust, saved, io::chance(), control_loop::now())?;
+    let control = Control::new(local, trust, saved, io::chance(), io::now())?;
     let api = io::api::serve(&node.control_socket, queries_tx.clone(), api_stopped)
         .with_context(|| format!("control socket {}", node.control_socket.display()))?;
     let context = Context { hello: control.hello(), events: events_tx.clone() };
@@ -224,7 +224,7 @@ struct Ours {
 /// Tells `Control` when the host's addresses have changed.
 async fn watch_addresses(ours: Ours, events: mpsc::Sender<Event>) {
     let (changed_tx, mut changed) = mpsc::channel(1);
-    let watcher = tokio::spawn(io::host::watch::watch(changed_tx));
+    let watcher = tokio::spawn(io::host::watch::addresses(changed_tx));
     while changed.recv().await.is_some() {
         let Ok(host) = HostAddresses::read().await else { continue };
         let endpoints = prepare::endpoints(&ours.config, &ours.networks, &host);

@@ -14,8 +14,8 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use crate::config::{self, Config, ConfigError, EgressChoice, NetworkConfig};
 use crate::control::Trust;
 use crate::control::event::{LocalNetwork, LocalNode, Now};
-use crate::control_loop;
 use crate::forward::fib::NetworkIx;
+use crate::io;
 use crate::io::host::addresses::HostAddresses;
 use crate::io::quic::tls::Credentials;
 
@@ -31,7 +31,7 @@ pub struct Prepared {
 pub async fn prepare(path: &Path) -> anyhow::Result<Prepared> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let (config, mut errors) = Config::read(&text, path);
-    let now = control_loop::now();
+    let now = io::now();
     let host = HostAddresses::read().await.context("read the host's addresses")?;
     let credentials = credentials(&config, now);
     let identity = credentials.as_ref().ok().map(|(_, _, identity)| identity);
@@ -56,7 +56,6 @@ pub async fn prepare(path: &Path) -> anyhow::Result<Prepared> {
         expose: config.node.expose.clone(),
         seeds: config.peers.iter().map(|p| (p.endpoint.clone(), p.name.clone())).collect(),
         uplinks: uplinks(&config, &host),
-        keepalive: config.node.keepalive,
         mtu: config.node.mtu,
         identity,
         networks,
@@ -107,6 +106,11 @@ fn look_at_networks(
         }
         for (subnet, _) in &resolved.maps {
             for other in &networks {
+                // two that are both written in the file were compared there
+                let written = |n: &NetworkConfig| !n.subnets.is_empty();
+                if written(network) && written(&config.networks[usize::from(other.ix.0)]) {
+                    continue;
+                }
                 if let Some((clash, _)) = other.maps.iter().find(|(s, _)| s.overlaps(subnet)) {
                     told(
                         *line,

@@ -88,8 +88,6 @@ pub struct LocalNode {
     pub seeds: Vec<(String, Option<NodeId>)>,
     /// Uplink devices, by the main routing table.
     pub uplinks: Vec<String>,
-    /// A dead peer is seen within three of these.
-    pub keepalive: Duration,
     /// Limit of inner packets, if configured.
     pub mtu: Option<u32>,
 }
@@ -202,8 +200,6 @@ pub enum Input {
 pub struct TunnelSpec {
     /// Peer.
     pub peer: PeerIx,
-    /// Name, for labels.
-    pub node: NodeId,
     /// Connection.
     pub conn: ConnId,
     /// Our network -> the peer's handle for it.

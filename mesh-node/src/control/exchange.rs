@@ -3,7 +3,7 @@
 use mesh_proto::NodeId;
 use mesh_proto::hello::{CloseCode, Message};
 use mesh_proto::limits::{MAX_MESSAGE, MAX_RECORDS, MAX_RECORDS_PER_MESSAGE};
-use mesh_proto::record::{EgressOffer, NetworkRecord, Record, SignedRecord, VerifiedRecord};
+use mesh_proto::record::{NetworkRecord, Record, SignedRecord, VerifiedRecord};
 use rustls_pki_types::UnixTime;
 use tracing::{debug, error, warn};
 
@@ -173,17 +173,11 @@ pub(super) fn sign_own(
     leaving: bool,
     now: Now,
 ) -> Result<VerifiedRecord, mesh_proto::record::RecordError> {
-    let networks = local.networks.iter().map(|n| {
-        let destinations = rib::offered(local, &n.name);
-        let priority = local.egress.iter().filter(|e| e.networks.contains(&n.name)).map(|e| e.priority).min();
-        NetworkRecord {
-            name: n.name.clone(),
-            prefixes: n.maps.iter().map(|(_, prefix)| *prefix).collect(),
-            announced: n.announce.iter().map(|a| a.prefix).collect(),
-            egress: priority
-                .filter(|_| !destinations.is_empty())
-                .map(|priority| EgressOffer { destinations, priority }),
-        }
+    let networks = local.networks.iter().map(|n| NetworkRecord {
+        name: n.name.clone(),
+        prefixes: n.maps.iter().map(|(_, prefix)| *prefix).collect(),
+        announced: n.announce.iter().map(|a| a.prefix).collect(),
+        egress: rib::own_offer(local, &n.name),
     });
     let record = Record {
         node: local.identity.node.clone(),

@@ -80,6 +80,13 @@ pub struct Seed {
     pub reason: Option<Reason>,
 }
 
+impl Seed {
+    /// Whether the node behind the endpoint is a peer by now, which is then dialled as such.
+    pub fn is_known(&self, peers: &BTreeMap<NodeId, Peer>) -> bool {
+        self.node.as_ref().is_some_and(|node| peers.contains_key(node))
+    }
+}
+
 /// Somebody who was refused and is not known otherwise.
 #[derive(Debug, Clone)]
 pub struct Stranger {
@@ -178,6 +185,11 @@ impl Members {
             }
         }
         superfluous
+    }
+
+    /// Peers that count at present: neither stopped politely nor removed.
+    pub fn present(&self) -> impl Iterator<Item = (&NodeId, &Peer)> {
+        self.peers.iter().filter(|(node, peer)| !peer.left && !self.removed.contains(*node))
     }
 
     /// Whether a tunnel to this node should stand.

@@ -281,13 +281,16 @@ impl Control {
         self.close_expired(now);
         let nodes: Vec<NodeId> = self.members.peers.keys().cloned().collect();
         for node in nodes {
-            let endpoints = self.members.endpoints(&node);
-            let wanted = self.members.wants_tunnel(&node);
-            let Some(peer) = self.members.peers.get_mut(&node) else { continue };
-            let due = peer.dialer.due().is_some_and(|due| due <= now.mono);
-            if !wanted || !due || peer.tunnel.is_some() || endpoints.is_empty() {
+            let due = |peer: &members::Peer| {
+                peer.tunnel.is_none() && peer.dialer.due().is_some_and(|due| due <= now.mono)
+            };
+            if !self.members.peers.get(&node).is_some_and(due) || !self.members.wants_tunnel(&node) {
                 continue;
             }
+            let endpoints = self.members.endpoints(&node);
+            let Some(peer) = self.members.peers.get_mut(&node).filter(|_| !endpoints.is_empty()) else {
+                continue;
+            };
             let endpoint = endpoints[peer.attempt % endpoints.len()].clone();
             peer.attempt += 1;
             peer.dialer.begun();
@@ -299,8 +302,7 @@ impl Control {
             });
         }
         for (endpoint, seed) in &mut self.members.seeds {
-            let known = seed.node.as_ref().is_some_and(|n| self.members.peers.contains_key(n));
-            if known || seed.dialer.due().is_none_or(|due| due > now.mono) {
+            if seed.is_known(&self.members.peers) || seed.dialer.due().is_none_or(|due| due > now.mono) {
                 continue;
             }
             seed.dialer.begun();
@@ -316,13 +318,15 @@ impl Control {
     /// When `handle_timeout` has something to do.
     pub fn poll_timeout(&self, now: Now) -> Option<Instant> {
         let peers = self.members.peers.iter().filter_map(|(node, peer)| {
+            let due = peer.dialer.due().filter(|_| peer.tunnel.is_none())?;
             let able = self.members.wants_tunnel(node) && !self.members.endpoints(node).is_empty();
-            peer.dialer.due().filter(|_| able && peer.tunnel.is_none())
+            able.then_some(due)
         });
-        let seeds = self.members.seeds.values().filter_map(|seed| {
-            let known = seed.node.as_ref().is_some_and(|n| self.members.peers.contains_key(n));
-            seed.dialer.due().filter(|_| !known)
-        });
+        let seeds = self
+            .members
+            .seeds
+            .values()
+            .filter_map(|seed| seed.dialer.due().filter(|_| !seed.is_known(&self.members.peers)));
         let expiry = self.members.peers.values().filter_map(|peer| {
             let left = (peer.tunnel.as_ref()?.identity.not_after + 1).max(0) as u64 * 1000;
             now.mono.checked_add(std::time::Duration::from_millis(left.saturating_sub(now.unix_ms)))

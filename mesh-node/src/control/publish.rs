@@ -42,7 +42,7 @@ impl Control {
         }
     }
 
-    pub(super) fn note_failovers(&mut self, elections: &BTreeMap<NetworkName, Vec<Election>>) {
+    fn note_failovers(&mut self, elections: &BTreeMap<NetworkName, Vec<Election>>) {
         for (network, elected) in elections {
             for election in elected {
                 let key = (network.clone(), election.destination);
@@ -63,19 +63,19 @@ impl Control {
         }
     }
 
-    pub(super) fn tunnel_specs(&self) -> Vec<TunnelSpec> {
-        let spec = |(node, peer): (&NodeId, &members::Peer)| {
+    fn tunnel_specs(&self) -> Vec<TunnelSpec> {
+        let slots = self.local.networks.iter().map(|n| usize::from(n.ix.0) + 1).max().unwrap_or(0);
+        let spec = |peer: &members::Peer| {
             let tunnel = peer.tunnel.as_ref()?;
             let theirs =
                 |name: &NetworkName| tunnel.hello.networks.iter().find(|n| n.name == *name).map(|n| n.handle);
-            let slots = self.local.networks.iter().map(|n| usize::from(n.ix.0) + 1).max().unwrap_or(0);
             let mut handles = vec![None; slots];
             for network in &self.local.networks {
                 handles[usize::from(network.ix.0)] = theirs(&network.name);
             }
-            Some(TunnelSpec { peer: peer.ix, node: node.clone(), conn: tunnel.conn, handles })
+            Some(TunnelSpec { peer: peer.ix, conn: tunnel.conn, handles })
         };
-        self.members.peers.iter().filter_map(spec).collect()
+        self.members.peers.values().filter_map(spec).collect()
     }
 
     pub(super) fn save(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_proto::record::NetworkRecord;
+use mesh_proto::record::{EgressOffer, NetworkRecord};
 use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use super::event::{LocalNetwork, LocalNode};
@@ -75,11 +75,8 @@ pub fn routes(network: &LocalNetwork, members: &Members) -> Vec<Route> {
         let prefix = announced.prefix;
         table.insert(prefix, Route { prefix, node: None, mesh: false, rivals: Vec::new() });
     }
-    for (node, peer) in &members.peers {
-        let Some(part) = part(peer, &network.name).filter(|_| !peer.left && !members.removed.contains(node))
-        else {
-            continue;
-        };
+    for (node, peer) in members.present() {
+        let Some(part) = part(peer, &network.name) else { continue };
         let claims = part.prefixes.iter().map(|p| (p, true)).chain(part.announced.iter().map(|p| (p, false)));
         for (prefix, mesh) in claims {
             let new = Route { prefix: *prefix, node: Some(node.clone()), mesh, rivals: Vec::new() };
@@ -95,7 +92,7 @@ pub fn routes(network: &LocalNetwork, members: &Members) -> Vec<Route> {
 
 /// What this node's own offer for a network carries to: destinations told to others. Without the right to egress an
 /// `[[egress]]` serves this host's own "local" alone.
-pub fn offered(local: &LocalNode, network: &NetworkName) -> Vec<Prefix> {
+fn offered(local: &LocalNode, network: &NetworkName) -> Vec<Prefix> {
     let mut destinations: Vec<Prefix> = Vec::new();
     if !local.identity.grants.egress {
         return destinations;
@@ -110,6 +107,14 @@ pub fn offered(local: &LocalNode, network: &NetworkName) -> Vec<Prefix> {
     destinations.sort();
     destinations.dedup();
     destinations
+}
+
+/// This node's own offer for a network, as others are told of it.
+pub fn own_offer(local: &LocalNode, network: &NetworkName) -> Option<EgressOffer> {
+    let destinations = offered(local, network);
+    let priorities = local.egress.iter().filter(|e| e.networks.contains(network)).map(|e| e.priority);
+    let priority = priorities.min().filter(|_| !destinations.is_empty())?;
+    Some(EgressOffer { destinations, priority })
 }
 
 /// Per destination prefix whether it may leave here (longest match): private ranges, this host and its connected networks
@@ -137,35 +142,25 @@ pub fn elect(
     members: &Members,
     current: &BTreeMap<(NetworkName, Prefix), NodeId>,
 ) -> Vec<Election> {
-    // node -> (destinations, priority)
-    let mut offers: BTreeMap<&NodeId, (Vec<Prefix>, u32)> = BTreeMap::new();
-    let own = offered(local, &network.name);
-    if !own.is_empty() {
-        let priority =
-            local.egress.iter().filter(|e| e.networks.contains(&network.name)).map(|e| e.priority).min();
-        offers.insert(&local.identity.node, (own, priority.unwrap_or(100)));
-    }
-    for (node, peer) in &members.peers {
-        if let Some(offer) = part(peer, &network.name).and_then(|p| p.egress.as_ref())
-            && !peer.left
-            && !members.removed.contains(node)
-        {
-            offers.insert(node, (offer.destinations.clone(), offer.priority));
-        }
-    }
+    let own = own_offer(local, &network.name);
+    let others = members
+        .present()
+        .filter_map(|(node, peer)| Some((node, part(peer, &network.name)?.egress.as_ref()?)));
+    let offers: BTreeMap<&NodeId, &EgressOffer> =
+        own.iter().map(|offer| (&local.identity.node, offer)).chain(others).collect();
     let mut order: Vec<&NodeId> = match &network.egress {
         EgressChoice::None | EgressChoice::Local => return Vec::new(),
         EgressChoice::Nodes(names) => names.iter().collect(),
         EgressChoice::Auto => offers.keys().copied().collect(),
     };
     if network.egress == EgressChoice::Auto {
-        order.sort_by_key(|n| (offers.get(n).map(|o| o.1), *n));
+        order.sort_by_key(|n| (offers.get(n).map(|o| o.priority), *n));
     }
     let alive = |node: &NodeId| {
         *node == local.identity.node || members.peers.get(node).is_some_and(|p| p.tunnel.is_some())
     };
     let mut destinations: Vec<Prefix> =
-        order.iter().filter_map(|n| offers.get(n)).flat_map(|o| o.0.iter().copied()).collect();
+        order.iter().filter_map(|n| offers.get(n)).flat_map(|o| o.destinations.iter().copied()).collect();
     destinations.sort();
     destinations.dedup();
     destinations
@@ -173,7 +168,7 @@ pub fn elect(
         .map(|destination| {
             let candidates: Vec<Candidate> = order
                 .iter()
-                .filter(|n| offers.get(**n).is_some_and(|o| o.0.contains(&destination)))
+                .filter(|n| offers.get(**n).is_some_and(|o| o.destinations.contains(&destination)))
                 .map(|n| Candidate { node: (*n).clone(), alive: alive(n) })
                 .collect();
             let failed = |node: &NodeId| members.peers.get(node).is_some_and(|p| p.failed);

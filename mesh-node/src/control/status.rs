@@ -87,11 +87,11 @@ impl Control {
         for (chain, command) in &self.host.foreign {
             reasons.push(format!("{chain} drops mesh traffic; to let it pass: {command}"));
         }
-        for peer in self.peers_without_figures(now) {
-            if matches!(peer.state.as_str(), "down" | "dialing") && peer.origin != "stranger" {
-                let why = peer.detail.or(peer.reason).unwrap_or_else(|| "not yet reached".into());
-                reasons.push(format!("peer {} is down since {}: {why}", peer.name, peer.since));
-            }
+        let mut down = self.peers_without_figures(now);
+        down.retain(|peer| matches!(peer.state.as_str(), "down" | "dialing"));
+        for peer in &down {
+            let why = peer.detail.as_deref().or(peer.reason.as_deref()).unwrap_or("not yet reached");
+            reasons.push(format!("peer {} is down since {}: {why}", peer.name, peer.since));
         }
         let expires = self.local.identity.not_after;
         let left = expires - (now.unix_ms / 1000) as i64;
@@ -104,11 +104,6 @@ impl Control {
         }
         self.add_notes(&mut notes);
         let up = self.members.peers.values().filter(|p| p.tunnel.is_some()).count();
-        let down = self
-            .peers_without_figures(now)
-            .iter()
-            .filter(|p| matches!(p.state.as_str(), "down" | "dialing"))
-            .count();
         api::Status {
             schema: api::SCHEMA,
             node: self.local.identity.node.to_string(),
@@ -119,7 +114,7 @@ impl Control {
             notes,
             certificate_expires: rfc3339(expires),
             peers_up: up,
-            peers_down: down,
+            peers_down: down.len(),
         }
     }
 
@@ -233,7 +228,7 @@ impl Control {
             all.push(answer);
         }
         for (endpoint, seed) in &self.members.seeds {
-            if seed.node.as_ref().is_some_and(|n| self.members.peers.contains_key(n)) {
+            if seed.is_known(&self.members.peers) {
                 continue;
             }
             let mut answer = blank(endpoint.clone(), if seed.dialer.dialing { "dialing" } else { "down" });

@@ -122,7 +122,6 @@ impl World {
             expose: vec![Expose::Icmp],
             seeds: seeds.iter().map(|s| (endpoint(*s), None)).collect(),
             uplinks: vec!["eth0".into()],
-            keepalive: Duration::from_secs(1),
             mtu: None,
         };
         let trust = Trust { chain, key, roots: self.roots.clone() };

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use mesh_proto::hello::{Message, TraceHop, TraceReply, TraceRequest};
 use mesh_proto::ip::transport::L4;
-use mesh_proto::{NetworkName, NodeId, Prefix};
+use mesh_proto::{NetworkName, NodeId};
 
 use super::Control;
 use super::event::{ConnId, LocalNetwork, Output};
@@ -95,14 +95,14 @@ impl Control {
         }];
         // rule (b) of the recipe: from an announced address to anywhere but the mesh
         let internet = matches!(decision.verdict, Verdict::Drop(DropReason::NoRoute))
-            || self.is_egress(&fib, destination);
+            || fib.owner(destination).is_none();
         if internet && own_announced.is_some_and(|a| a.internet_own) {
             let action = "leaves by the host's own uplink, address unchanged (internet = \"own\")".into();
             hops.push(TraceHop { host, source, destination, action });
             return Ok(Step::End(done(hops, id, None)));
         }
         if internet && network.egress == EgressChoice::Local {
-            let (source, how) = self.snat_of(&self.published.2, network, source);
+            let (source, how) = self.snat_of(network, source);
             let action = format!("leaves here: egress \"local\", {how}");
             hops.push(TraceHop { host, source, destination, action });
             return Ok(Step::End(done(hops, id, None)));
@@ -110,7 +110,7 @@ impl Control {
         match decision.verdict {
             Verdict::Tunnel(peer) => {
                 let node = self.members.name(peer).cloned().ok_or("the peer has just gone")?;
-                let via = if self.is_egress(&fib, destination) { "egress node" } else { "tunnel to" };
+                let via = if fib.owner(destination).is_none() { "egress node" } else { "tunnel to" };
                 let action = format!("{}, {via} {node}", mapped(source, decision.source, "source"));
                 hops.push(TraceHop {
                     host,
@@ -127,7 +127,7 @@ impl Control {
                 Ok(Step::Ask { node, request, hops })
             }
             Verdict::Hairpin | Verdict::Deliver => {
-                let egress = self.is_egress(&fib, destination);
+                let egress = fib.owner(destination).is_none();
                 let action = format!("{}, stays on this host", mapped(source, decision.source, "source"));
                 let (src, dst) = (decision.source, decision.destination);
                 hops.push(TraceHop { host: host.clone(), source: src, destination: dst, action });
@@ -186,7 +186,7 @@ impl Control {
         hops: &mut Vec<TraceHop>,
     ) {
         if egress {
-            let (source, how) = self.snat_of(&self.published.2, network, source);
+            let (source, how) = self.snat_of(network, source);
             let host = host.to_owned();
             hops.push(TraceHop { host, source, destination, action: format!("leaves the mesh, {how}") });
             return;
@@ -200,8 +200,8 @@ impl Control {
         hops.push(TraceHop { host, source, destination, action });
     }
 
-    fn snat_of(&self, state: &super::HostState, network: &LocalNetwork, source: IpAddr) -> (IpAddr, String) {
-        let kernel = state.networks.iter().find(|n| n.slot == network.ix.0);
+    fn snat_of(&self, network: &LocalNetwork, source: IpAddr) -> (IpAddr, String) {
+        let kernel = self.published.2.networks.iter().find(|n| n.slot == network.ix.0);
         let egress: Option<&HostEgress> = kernel.and_then(|n| match &n.out {
             HostOut::Local(egress) => Some(egress),
             HostOut::None | HostOut::Tunnel { .. } => n.offer.as_ref(),
@@ -211,14 +211,6 @@ impl Control {
             Some(snat) => (*snat, format!("SNAT to {snat} on {device}")),
             None => (source, format!("masqueraded on {device}")),
         }
-    }
-
-    fn is_egress(&self, fib: &NetworkFib, destination: IpAddr) -> bool {
-        let spec = fib.spec();
-        let inside = |p: &Prefix| p.contains(destination);
-        !spec.maps.iter().any(|(_, p)| inside(p))
-            && !spec.announced.iter().any(inside)
-            && !spec.routes.iter().any(|(p, _)| inside(p))
     }
 
     fn network_fib(&self, network: &LocalNetwork) -> NetworkFib {

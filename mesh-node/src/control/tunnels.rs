@@ -129,31 +129,23 @@ impl Control {
         } else {
             warn!(peer = name, endpoint, reason = reason.label, text = reason.text, "dial failed");
         }
+        *shown = Some(reason.clone());
+        *self.counts.handshake_failures.entry(reason.label).or_default() += 1;
+        let Target::Node(node) = target else { return };
+        if reason.label == CloseCode::Leaving.reason()
+            && let Some(peer) = self.members.peers.get_mut(&node)
+        {
+            peer.left = true;
+        }
         // an unnamed seed's endpoint may have passed to another node
         if reason.label == CloseCode::Name.reason()
-            && let Target::Node(node) = &target
+            && let Some(seed) = self.members.seeds.get_mut(endpoint)
+            && !seed.pinned
+            && seed.node.as_ref() == Some(&node)
         {
-            for (e, seed) in &mut self.members.seeds {
-                if e == endpoint && !seed.pinned && seed.node.as_ref() == Some(node) {
-                    seed.node = None;
-                    seed.dialer = Dialer::new(now.mono);
-                    seed.dialer.failed(now.mono, &mut self.rng);
-                }
-            }
-        }
-        *self.counts.handshake_failures.entry(reason.label).or_default() += 1;
-        match target {
-            Target::Seed(s) => {
-                if let Some(seed) = self.members.seeds.get_mut(&s) {
-                    seed.reason = Some(reason);
-                }
-            }
-            Target::Node(n) => {
-                if let Some(peer) = self.members.peers.get_mut(&n) {
-                    peer.left |= reason.label == CloseCode::Leaving.reason();
-                    peer.reason = Some(reason);
-                }
-            }
+            seed.node = None;
+            seed.dialer = Dialer::new(now.mono);
+            seed.dialer.failed(now.mono, &mut self.rng);
         }
     }
 
@@ -208,10 +200,13 @@ impl Control {
                 (tunnel.identity.not_after < unix).then(|| (tunnel.conn, node.clone()))
             })
             .collect();
+        if expired.is_empty() {
+            return;
+        }
         for (conn, node) in expired {
             self.drop_tunnel(conn, CloseCode::Expired, format!("the certificate of {node} has expired"), now);
-            self.refresh();
         }
+        self.refresh();
     }
 
     pub(super) fn tunnel_mut(&mut self, conn: ConnId) -> Option<&mut Tunnel> {

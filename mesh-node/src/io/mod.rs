@@ -1,5 +1,9 @@
 //! Syscalls, sockets, the clock. Makes no choices.
 #![allow(clippy::disallowed_methods, reason = "io is where the clock and chance are read")]
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::control::event::Now;
+
 pub mod api;
 pub mod host;
 pub mod metrics;
@@ -8,6 +12,12 @@ pub mod quic;
 pub mod scrape;
 pub mod state;
 pub mod tun;
+
+/// Both clocks, read for the pure core.
+pub fn now() -> Now {
+    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    Now { mono: Instant::now(), unix_ms }
+}
 
 /// A seed for the pure core's generator.
 pub fn chance() -> u64 {

@@ -15,17 +15,26 @@ const QUIET: Duration = Duration::from_millis(50);
 /// compares everything, so that messages lost to an overrun (itself a message here) cost nothing. A full channel already
 /// says it. Ends with an error when the socket does, and well when the receiver is gone.
 pub async fn watch(changed: mpsc::Sender<()>) -> Result<(), HostError> {
-    let groups = [
-        MulticastGroup::Link,
-        MulticastGroup::Ipv4Ifaddr,
-        MulticastGroup::Ipv6Ifaddr,
+    let ours = [
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
         MulticastGroup::Ipv4Rule,
         MulticastGroup::Ipv6Rule,
     ];
+    listen(&[&ADDRESSES[..], &ours].concat(), changed).await
+}
+
+/// The same for links and addresses alone: our own routes and rules wake nobody.
+pub async fn addresses(changed: mpsc::Sender<()>) -> Result<(), HostError> {
+    listen(&ADDRESSES, changed).await
+}
+
+const ADDRESSES: [MulticastGroup; 3] =
+    [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+
+async fn listen(groups: &[MulticastGroup], changed: mpsc::Sender<()>) -> Result<(), HostError> {
     let (connection, _handle, mut messages) =
-        rtnetlink::new_multicast_connection(&groups).map_err(HostError::Socket)?;
+        rtnetlink::new_multicast_connection(groups).map_err(HostError::Socket)?;
     let mut driver = tokio::task::JoinSet::new();
     driver.spawn(connection);
     while messages.next().await.is_some() {

@@ -20,7 +20,7 @@ use crate::control::event::{Input, Reason, Target};
 const DAY: i64 = 86_400;
 
 fn unix() -> i64 {
-    (crate::control_loop::now().unix_ms / 1000) as i64
+    (crate::io::now().unix_ms / 1000) as i64
 }
 
 fn ca(mesh: &str) -> Ca {
