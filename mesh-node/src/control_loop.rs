@@ -42,8 +42,10 @@ pub struct Wiring {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Where a tunnel's packets go.
     pub inbound: InboundSender,
-    /// Desired kernel state, the latest only.
-    pub host: watch::Sender<Arc<HostState>>,
+    /// Desired kernel state, the latest only, numbered from 1.
+    pub host: watch::Sender<(u64, Arc<HostState>)>,
+    /// Number of the last one that the kernel was brought to.
+    pub host_applied: watch::Receiver<u64>,
     /// State for the disk, the latest only.
     pub save: watch::Sender<Saved>,
     /// Ends the loop, politely.
@@ -87,6 +89,8 @@ pub async fn run(mut control: Control, mut wiring: Wiring) {
         dials: BTreeMap::new(),
         traces: BTreeMap::new(),
         next_trace: 1,
+        host_wanted: 0,
+        unread: Vec::new(),
     };
     let door = Door::default();
     state.carry_out(&mut control, &wiring);
@@ -128,6 +132,10 @@ struct Loop {
     dials: BTreeMap<Target, oneshot::Sender<()>>,
     traces: BTreeMap<u64, oneshot::Sender<Result<TraceReply, String>>>,
     next_trace: u64,
+    /// Number of the last desired kernel state.
+    host_wanted: u64,
+    /// Tunnels just published that nothing reads from yet.
+    unread: Vec<(quinn::Connection, Arc<Tunnel>)>,
 }
 
 impl Loop {
@@ -167,7 +175,8 @@ impl Loop {
             match output {
                 Output::Publish { networks, tunnels } => self.publish(networks, &tunnels, wiring),
                 Output::SyncHost(state) => {
-                    wiring.host.send_replace(state);
+                    self.host_wanted += 1;
+                    wiring.host.send_replace((self.host_wanted, state));
                 }
                 Output::Dial { target, endpoint, expect } => {
                     let (cancel, cancelled) = oneshot::channel();
@@ -203,6 +212,21 @@ impl Loop {
                 }
             }
         }
+        for (connection, tunnel) in std::mem::take(&mut self.unread) {
+            self.read(connection, tunnel, wiring);
+        }
+    }
+
+    /// Reads from a new tunnel once the kernel has the routes back to its peer: what the kernel answers by itself, an ICMP
+    /// error to a peer's VM, would else leave by the host's default route.
+    fn read(&self, connection: quinn::Connection, tunnel: Arc<Tunnel>, wiring: &Wiring) {
+        let (wanted, mut applied, inbound) =
+            (self.host_wanted, wiring.host_applied.clone(), wiring.inbound.clone());
+        tokio::spawn(async move {
+            if applied.wait_for(|number| *number >= wanted).await.is_ok() {
+                read_datagrams(connection, tunnel, inbound).await;
+            }
+        });
     }
 
     /// Builds the snapshot: tunnels that stay keep their object and its counters.
@@ -215,7 +239,7 @@ impl Loop {
             let tunnel = live.tunnel.get_or_insert_with(|| {
                 let carrier = Box::new(Datagrams::new(live.connection.clone()));
                 let tunnel = Arc::new(Tunnel::new(spec.peer, spec.handles.clone(), carrier, counters));
-                tokio::spawn(read_datagrams(live.connection.clone(), tunnel.clone(), wiring.inbound.clone()));
+                self.unread.push((live.connection.clone(), tunnel.clone()));
                 tunnel
             });
             tunnels[spec.peer.0 as usize] = Some(tunnel.clone());

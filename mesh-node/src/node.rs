@@ -67,7 +67,8 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
 
     let (events_tx, events) = mpsc::channel::<Event>(EVENT_QUEUE);
     let (queries_tx, queries) = mpsc::channel(64);
-    let (host_tx, host_rx) = watch::channel(Arc::new(HostState::default()));
+    let (host_tx, host_rx) = watch::channel((0, Arc::new(HostState::default())));
+    let (host_applied_tx, host_applied) = watch::channel(0);
     let (save_tx, save_rx) = watch::channel(saved.clone());
     let (stop_loop, stop_rx) = oneshot::channel();
     let (api_stop, api_stopped) = watch::channel(false);
@@ -91,13 +92,15 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
         snapshot,
         inbound: loops.inbound(),
         host: host_tx,
+        host_applied,
         save: save_tx,
         stop: stop_rx,
     };
     let control_task = tokio::spawn(control_loop::run(control, wiring));
     let saver = tokio::spawn(control_loop::save_task(node.state_dir.clone(), save_rx));
-    let mut host_task =
-        tokio::spawn(io::host::task::run(sync, host_rx, events_tx.clone(), node.foreign_chains));
+    let host_task =
+        io::host::task::run(sync, host_rx, host_applied_tx, events_tx.clone(), node.foreign_chains);
+    let mut host_task = tokio::spawn(host_task);
     let watcher = tokio::spawn(watch_addresses(ours, events_tx.clone()));
     let mut api = tokio::spawn(api);
     let metrics = node

@@ -13,7 +13,7 @@ use crate::forward::fib::NetworkSpec;
 
 impl Control {
     /// Computes anew what packets and the kernel should see, and puts it out where it differs. Packets first: no packet
-    /// reaches a TUN before the snapshot can place it.
+    /// reaches a TUN before the snapshot can place it. `control_loop` reads from a new tunnel after the kernel has followed.
     pub(super) fn refresh(&mut self) {
         for endpoint in self.members.recognise_seeds() {
             self.outputs.push_back(Output::CancelDial(Target::Seed(endpoint)));

@@ -19,10 +19,12 @@ const CHECK: Duration = Duration::from_secs(2);
 /// Others' firewalls change seldom, and listing them costs more: every this many checks.
 const FOREIGN_EVERY: u32 = 3;
 
-/// Serves until the sender of states is dropped; returns what it owns, for the tear-down.
+/// Serves until the sender of numbered states is dropped, and tells in `applied` how far it is; returns what it owns, for
+/// the tear-down.
 pub async fn run(
     mut sync: HostSync,
-    mut states: watch::Receiver<Arc<HostState>>,
+    mut states: watch::Receiver<(u64, Arc<HostState>)>,
+    applied: watch::Sender<u64>,
     events: mpsc::Sender<Event>,
     foreign: ForeignChains,
 ) -> HostSync {
@@ -41,11 +43,13 @@ pub async fn run(
             Some(()) = changed.recv() => {}
             () = tokio::time::sleep(CHECK) => {}
         }
-        let state = states.borrow_and_update().clone();
+        let (number, state) = states.borrow_and_update().clone();
         let input = match sync.apply(&state).await {
             Ok(repaired) => Input::HostSynced(repaired),
             Err(error) => Input::HostFailed(error.to_string()),
         };
+        // also where a part has failed: the rest stands, and its failure is told
+        applied.send_replace(number);
         if events.send(Event::Input(input)).await.is_err() {
             break;
         }
