@@ -76,7 +76,7 @@ impl Node {
         let mut handles = vec![None; 8];
         handles[usize::from(network.0)] = Some(theirs.0);
         let counters = Arc::new(Counters::default());
-        let carrier = Box::new(Datagrams::new(connection.clone()));
+        let carrier = Arc::new(Datagrams::new(connection.clone()));
         let tunnel = Arc::new(Tunnel::new(PEER, handles, carrier, Arc::new(PeerCounters::default())));
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot {
             fib: fib(network, spec),

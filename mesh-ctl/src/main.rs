@@ -78,6 +78,9 @@ enum Command {
         #[command(subcommand)]
         command: Option<EgressCommand>,
     },
+    /// Read the configuration anew: what is applied, what needs a restart, or why it is rejected
+    #[command(after_help = "Example:\n  mesh-node check && mesh-ctl reload")]
+    Reload,
     /// A packet's journey, hop by hop, and what is done to it
     #[command(after_help = "Example:\n  mesh-ctl trace 192.168.100.5 10.77.2.5")]
     Trace {
@@ -212,6 +215,10 @@ async fn run(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Egress { network, command: None | Some(EgressCommand::List) } => {
             let answer = only(get("/v1/egress").await?, "egress", network.as_ref());
             outcome(answer, |answer| (show::egress(answer), true))
+        }
+        Command::Reload => {
+            let answer = ask(&cli.socket, Method::POST, "/v1/reload", None).await?;
+            outcome(answer, |report: &api::Reload| (show::reload(report), report.state == "applied"))
         }
         Command::Trace { from, to, network } => {
             let network = network.as_ref().map(ToString::to_string);

@@ -115,6 +115,33 @@ fn why(reason: &Option<String>, detail: &Option<String>) -> String {
     detail.as_ref().or(reason.as_ref()).cloned().unwrap_or_default()
 }
 
+/// Verdict first, then its reasons, then key by key.
+pub(crate) fn reload(report: &api::Reload) -> String {
+    let mut out = match (report.state.as_str(), report.changes.len()) {
+        ("applied", 0) => "applied: nothing differs from the configuration in effect\n".to_owned(),
+        ("rejected", _) => "rejected: nothing was applied\n".to_owned(),
+        (state, _) => format!("{}\n", clean(state)),
+    };
+    for line in report.reason.iter().flat_map(|reason| reason.lines()) {
+        for (i, part) in wrap(&clean(line), WIDTH - 4).iter().enumerate() {
+            _ = writeln!(out, "  {}{part}", if i == 0 { "- " } else { "  " });
+        }
+    }
+    let change = |change: &api::ReloadChange| {
+        let difference = match (&change.before, &change.after) {
+            (None, Some(after)) => format!("added {after}").trim_end().to_owned(),
+            (Some(before), None) => format!("removed {before}").trim_end().to_owned(),
+            (before, after) => format!("{} -> {}", or_dash(before), or_dash(after)),
+        };
+        [change.key.clone(), change.state.clone(), difference]
+    };
+    if !report.changes.is_empty() {
+        let rows: Vec<_> = report.changes.iter().map(change).collect();
+        out.push_str(&table(["KEY", "STATE", "CHANGE"], &rows, Last::Wrapped));
+    }
+    out
+}
+
 /// Verdict first, then reasons, then notes.
 pub(crate) fn status(status: &api::Status, color: bool) -> String {
     let state = clean(&status.state);

@@ -93,23 +93,23 @@ pub async fn run(mut control: Control, mut wiring: Wiring) {
         unread: Vec::new(),
     };
     let door = Door::default();
-    state.carry_out(&mut control, &wiring);
+    state.carry_out(&mut control, &mut wiring);
     loop {
         let alarm = control.poll_timeout(now()).map(tokio::time::Instant::from_std);
         // in no order: a peer that talks without end must not keep the others, the operator or the stop waiting
         tokio::select! {
             _ = &mut wiring.stop => break,
-            Some(event) = wiring.events.recv() => state.event(&mut control, event),
+            Some(event) = wiring.events.recv() => state.event(&mut control, event, &mut wiring),
             Some(query) = wiring.queries.recv() => state.query(&mut control, query),
             Some(peer) = wiring.wanted.recv() => control.handle(Input::Wanted(peer), now()),
             Some(incoming) = wiring.quic.accept() => door.admit(incoming, &wiring.context),
             () = sleep_until(alarm) => control.handle_timeout(now()),
         }
-        state.carry_out(&mut control, &wiring);
+        state.carry_out(&mut control, &mut wiring);
     }
     info!("saying goodbye");
     control.handle(Input::Leave, now());
-    state.carry_out(&mut control, &wiring);
+    state.carry_out(&mut control, &mut wiring);
     if !state.live.is_empty() {
         tokio::time::sleep(GOODBYE).await;
     }
@@ -139,11 +139,15 @@ struct Loop {
 }
 
 impl Loop {
-    fn event(&mut self, control: &mut Control, event: Event) {
+    fn event(&mut self, control: &mut Control, event: Event, wiring: &mut Wiring) {
         let input = match event {
             Event::Input(input) => input,
             Event::Up { input, conn, connection, writer } => {
                 self.live.insert(conn, Live { connection, writer, tunnel: None });
+                input
+            }
+            Event::Reload { input, client } => {
+                wiring.quic.set_default_client_config(client);
                 input
             }
         };
@@ -170,7 +174,7 @@ impl Loop {
         }
     }
 
-    fn carry_out(&mut self, control: &mut Control, wiring: &Wiring) {
+    fn carry_out(&mut self, control: &mut Control, wiring: &mut Wiring) {
         while let Some(output) = control.poll_output() {
             match output {
                 Output::Publish { networks, tunnels } => self.publish(networks, &tunnels, wiring),
@@ -202,6 +206,7 @@ impl Loop {
                         control.handle(Input::Breach { conn, text }, now());
                     }
                 }
+                Output::Hello(hello) => wiring.context.hello = hello,
                 Output::Save(saved) => {
                     wiring.save.send_replace(saved);
                 }
@@ -237,11 +242,14 @@ impl Loop {
             let Some(live) = self.live.get_mut(&spec.conn) else { continue };
             let counters = self.traffic.entry(spec.peer).or_default().clone();
             let tunnel = live.tunnel.get_or_insert_with(|| {
-                let carrier = Box::new(Datagrams::new(live.connection.clone()));
+                let carrier = Arc::new(Datagrams::new(live.connection.clone()));
                 let tunnel = Arc::new(Tunnel::new(spec.peer, spec.handles.clone(), carrier, counters));
                 self.unread.push((live.connection.clone(), tunnel.clone()));
                 tunnel
             });
+            if tunnel.handles() != spec.handles {
+                *tunnel = Arc::new(tunnel.renumbered(spec.handles.clone()));
+            }
             tunnels[spec.peer.0 as usize] = Some(tunnel.clone());
         }
         wiring.snapshot.store(Arc::new(Snapshot { fib: Arc::new(Fib::new(networks)), tunnels }));

@@ -253,6 +253,32 @@ pub struct Hop {
     pub action: String,
 }
 
+/// `POST /v1/reload`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reload {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// `applied` (also when nothing differs), `needs restart` (for some of it), or `rejected`: nothing was applied.
+    pub state: String,
+    /// Why it is not `applied`: every error, a line each.
+    pub reason: Option<String>,
+    /// What differs from the configuration in effect.
+    pub changes: Vec<ReloadChange>,
+}
+
+/// A difference that a reload found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReloadChange {
+    /// `SECTION: KEY`, or a whole section.
+    pub key: String,
+    /// Value in effect before, as TOML.
+    pub before: Option<String>,
+    /// Value in the file.
+    pub after: Option<String>,
+    /// `applied`, `needs restart` or `rejected`.
+    pub state: String,
+}
+
 /// Any refusal: `application/problem+json` (RFC 9457).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Problem {

@@ -2,7 +2,7 @@
 
 use mesh_proto::NodeId;
 use mesh_proto::hello::{CloseCode, Message};
-use mesh_proto::limits::{MAX_MESSAGE, MAX_RECORDS, MAX_RECORDS_PER_MESSAGE};
+use mesh_proto::limits::{MAX_MESSAGE, MAX_NETWORKS, MAX_RECORDS, MAX_RECORDS_PER_MESSAGE};
 use mesh_proto::record::{NetworkRecord, Record, SignedRecord, VerifiedRecord};
 use rustls_pki_types::UnixTime;
 use tracing::{debug, error, warn};
@@ -26,6 +26,14 @@ impl Control {
                 self.outputs.push_back(Output::Send { conn, message: Message::TraceReply(reply) });
             }
             Message::TraceReply(reply) => self.traced(conn, reply),
+            Message::Networks(networks) if networks.len() > MAX_NETWORKS => {
+                self.breach(conn, format!("{} networks are more than {MAX_NETWORKS}", networks.len()), now);
+            }
+            Message::Networks(networks) => {
+                if let Some(tunnel) = self.tunnel_mut(conn) {
+                    tunnel.hello.networks = networks;
+                }
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
-use mesh_proto::api::{Done, Hop, PeerAdd, PeerAnswer, Problem, SCHEMA, Trace, TraceAsk};
+use mesh_proto::api::{Done, Hop, PeerAdd, PeerAnswer, Problem, Reload, SCHEMA, Trace, TraceAsk};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,9 +25,13 @@ use crate::control::Control;
 /// Longest time for the other nodes of a trace to answer.
 const TRACE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 
+/// Asks for a reload; answered with its report.
+pub type ReloadRequest = oneshot::Sender<Reload>;
+
 #[derive(Clone)]
 struct Server {
     queries: mpsc::Sender<Query>,
+    reloads: mpsc::Sender<ReloadRequest>,
 }
 
 #[derive(Clone, Copy)]
@@ -143,6 +147,17 @@ async fn peer_remove(
     }
 }
 
+async fn reload(State(server): State<Server>, ConnectInfo(caller): ConnectInfo<Caller>) -> Response {
+    if let Some(refusal) = refused(caller) {
+        return refusal;
+    }
+    let (reply, report) = oneshot::channel();
+    if server.reloads.send(reply).await.is_err() {
+        return stopping();
+    }
+    report.await.map_or_else(|_| stopping(), |report| Json(report).into_response())
+}
+
 #[derive(Deserialize)]
 struct RouteQuery {
     address: std::net::IpAddr,
@@ -200,6 +215,7 @@ fn router(server: Server) -> Router {
         .route("/v1/routes/get", get(route_get))
         .route("/v1/egress", get(|State(s): State<Server>| async move { s.json(|c, _| c.egress()).await }))
         .route("/v1/trace", post(trace))
+        .route("/v1/reload", post(reload))
         .fallback(|| async {
             problem(StatusCode::NOT_FOUND, "this node has no such resource: is it of another version?")
         })
@@ -210,6 +226,7 @@ fn router(server: Server) -> Router {
 pub fn serve(
     path: &FsPath,
     queries: mpsc::Sender<Query>,
+    reloads: mpsc::Sender<ReloadRequest>,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
     if let Some(dir) = path.parent() {
@@ -222,7 +239,7 @@ pub fn serve(
         std::os::unix::fs::chown(path, None, Some(gid))?;
     }
     let path = Arc::<FsPath>::from(path);
-    let service = router(Server { queries }).into_make_service_with_connect_info::<Caller>();
+    let service = router(Server { queries, reloads }).into_make_service_with_connect_info::<Caller>();
     Ok(async move {
         let server = axum::serve(listener, service).with_graceful_shutdown(async move {
             let _ = stop.changed().await;
