@@ -85,7 +85,7 @@ impl Node {
         let (wanted_sender, wanted) = mpsc::channel(4);
         let mut loops = PacketLoops::start(snapshot, counters.clone(), wanted_sender).unwrap();
         loops.add_network(network, tun).unwrap();
-        runtime.spawn(read_datagrams(connection.clone(), tunnel, loops.inbound()));
+        runtime.spawn(read_datagrams(connection.clone(), tunnel, loops.inbound(), Arc::default()));
         Self { vm, counters, wanted, loops, connection }
     }
 

@@ -18,6 +18,7 @@ use self::client::{Failure, ask, escape};
 
 mod ca;
 mod client;
+mod ping;
 mod show;
 
 /// The operator's command for a mesh node
@@ -78,6 +79,9 @@ enum Command {
         #[command(subcommand)]
         command: Option<EgressCommand>,
     },
+    /// Round trips, path and path MTU to a peer, or to an address of the mesh
+    #[command(after_help = "Examples:\n  mesh-ctl ping ph2 --sweep\n  mesh-ctl ping 10.77.2.10 -c 1")]
+    Ping(ping::PingCommand),
     /// Read the configuration anew: what is applied, what needs a restart, or why it is rejected
     #[command(after_help = "Example:\n  mesh-node check && mesh-ctl reload")]
     Reload,
@@ -215,6 +219,17 @@ async fn run(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Egress { network, command: None | Some(EgressCommand::List) } => {
             let answer = only(get("/v1/egress").await?, "egress", network.as_ref());
             outcome(answer, |answer| (show::egress(answer), true))
+        }
+        Command::Ping(command) => {
+            let tell = |line: String| {
+                if !cli.json && !cli.quiet {
+                    print(&line)
+                }
+            };
+            let ping = ping::ping(&cli.socket, command, tell).await?;
+            let good = ping.state == "answered";
+            let text = if cli.json { String::new() } else { show::ping_summary(&ping) };
+            Ok(Outcome { text, value: json!(ping), good })
         }
         Command::Reload => {
             let answer = ask(&cli.socket, Method::POST, "/v1/reload", None).await?;

@@ -115,6 +115,58 @@ fn why(reason: &Option<String>, detail: &Option<String>) -> String {
     detail.as_ref().or(reason.as_ref()).cloned().unwrap_or_default()
 }
 
+/// Where an echo goes; before the first one.
+pub(crate) fn ping_path(ping: &api::Ping) -> String {
+    let mut parts = vec![clean(&ping.target)];
+    if let Some(network) = &ping.network {
+        parts.push(format!("in network {}", clean(network)));
+    }
+    match (&ping.node, &ping.endpoint) {
+        (Some(node), Some(endpoint)) => {
+            let transport = ping.transport.as_deref().unwrap_or("tunnel");
+            parts.push(format!("by {} at {endpoint} ({})", clean(node), clean(transport)));
+        }
+        (Some(node), None) => parts.push(format!("on this node, {}", clean(node))),
+        _ => {}
+    }
+    if let Some(mtu) = ping.path_mtu_bytes {
+        parts.push(format!("path MTU {mtu} bytes"));
+    }
+    format!("{}\n", parts.join(", "))
+}
+
+/// One echo.
+pub(crate) fn ping_echo(number: usize, seconds: Option<f64>) -> String {
+    match seconds {
+        Some(_) => format!("echo {number}: {}\n", rtt(seconds)),
+        None => format!("echo {number}: no answer\n"),
+    }
+}
+
+/// After the last echo.
+pub(crate) fn ping_summary(ping: &api::Ping) -> String {
+    let mut out = String::new();
+    let heard: Vec<f64> = ping.rtts_seconds.iter().flatten().copied().collect();
+    if !ping.rtts_seconds.is_empty() {
+        _ = writeln!(out, "{} of {} answered", heard.len(), ping.rtts_seconds.len());
+    }
+    if !heard.is_empty() {
+        let (least, most) = heard.iter().fold((f64::MAX, 0.0_f64), |(a, b), v| (a.min(*v), b.max(*v)));
+        let mean = heard.iter().sum::<f64>() / heard.len() as f64;
+        let [least, mean, most] = [least, mean, most].map(|v| rtt(Some(v)));
+        _ = writeln!(out, "round trip: least {least}, mean {mean}, most {most}");
+    }
+    if let Some(largest) = ping.largest_bytes {
+        _ = writeln!(out, "largest packet answered: {largest} bytes");
+    }
+    if let Some(reason) = &ping.reason {
+        for part in wrap(&clean(reason), WIDTH) {
+            _ = writeln!(out, "{part}");
+        }
+    }
+    out
+}
+
 /// Verdict first, then its reasons, then key by key.
 pub(crate) fn reload(report: &api::Reload) -> String {
     let mut out = match (report.state.as_str(), report.changes.len()) {

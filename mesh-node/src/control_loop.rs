@@ -20,6 +20,7 @@ use crate::io::now;
 use crate::io::query::{Query, View};
 use crate::io::quic::connection::{self, Context, Dial, Door, Event};
 use crate::io::quic::datagram::{Datagrams, InboundSender, read_datagrams};
+use crate::io::quic::echo::{Echoes, Unanswered};
 
 use crate::tunnel::{Snapshot, Tunnel};
 
@@ -79,6 +80,7 @@ struct Live {
     connection: quinn::Connection,
     writer: mpsc::Sender<Message>,
     tunnel: Option<Arc<Tunnel>>,
+    echoes: Arc<Echoes>,
 }
 
 /// Runs until told to stop; then says goodbye.
@@ -135,7 +137,7 @@ struct Loop {
     /// Number of the last desired kernel state.
     host_wanted: u64,
     /// Tunnels just published that nothing reads from yet.
-    unread: Vec<(quinn::Connection, Arc<Tunnel>)>,
+    unread: Vec<(quinn::Connection, Arc<Tunnel>, Arc<Echoes>)>,
 }
 
 impl Loop {
@@ -143,7 +145,7 @@ impl Loop {
         let input = match event {
             Event::Input(input) => input,
             Event::Up { input, conn, connection, writer } => {
-                self.live.insert(conn, Live { connection, writer, tunnel: None });
+                self.live.insert(conn, Live { connection, writer, tunnel: None, echoes: Arc::default() });
                 input
             }
             Event::Reload { input, client } => {
@@ -162,6 +164,14 @@ impl Loop {
             Query::Ask(ask) => {
                 let live = Figured { live: &self.live, traffic: &self.traffic };
                 ask(control, &View { now: now(), live: &live });
+            }
+            Query::Ping { peer, size, reply } => {
+                let Some(live) = control.connection(&peer).and_then(|conn| self.live.get(&conn)) else {
+                    let _ = reply.send(Err(Unanswered::Gone));
+                    return;
+                };
+                let echo = live.echoes.clone().ping(live.connection.clone(), size);
+                tokio::spawn(async move { reply.send(echo.await) });
             }
             Query::Trace { network, source, destination, reply } => {
                 let id = self.next_trace;
@@ -217,19 +227,19 @@ impl Loop {
                 }
             }
         }
-        for (connection, tunnel) in std::mem::take(&mut self.unread) {
-            self.read(connection, tunnel, wiring);
+        for (connection, tunnel, echoes) in std::mem::take(&mut self.unread) {
+            self.read(connection, tunnel, echoes, wiring);
         }
     }
 
     /// Reads from a new tunnel once the kernel has the routes back to its peer: what the kernel answers by itself, an ICMP
     /// error to a peer's VM, would else leave by the host's default route.
-    fn read(&self, connection: quinn::Connection, tunnel: Arc<Tunnel>, wiring: &Wiring) {
+    fn read(&self, connection: quinn::Connection, tunnel: Arc<Tunnel>, echoes: Arc<Echoes>, wiring: &Wiring) {
         let (wanted, mut applied, inbound) =
             (self.host_wanted, wiring.host_applied.clone(), wiring.inbound.clone());
         tokio::spawn(async move {
             if applied.wait_for(|number| *number >= wanted).await.is_ok() {
-                read_datagrams(connection, tunnel, inbound).await;
+                read_datagrams(connection, tunnel, inbound, echoes).await;
             }
         });
     }
@@ -244,7 +254,7 @@ impl Loop {
             let tunnel = live.tunnel.get_or_insert_with(|| {
                 let carrier = Arc::new(Datagrams::new(live.connection.clone()));
                 let tunnel = Arc::new(Tunnel::new(spec.peer, spec.handles.clone(), carrier, counters));
-                self.unread.push((live.connection.clone(), tunnel.clone()));
+                self.unread.push((live.connection.clone(), tunnel.clone(), live.echoes.clone()));
                 tunnel
             });
             if tunnel.handles() != spec.handles {

@@ -253,6 +253,57 @@ pub struct Hop {
     pub action: String,
 }
 
+/// What `mesh-ctl ping` found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ping {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// As asked: a peer's name, or an address.
+    pub target: String,
+    /// `answered`; `partly`: some were lost; `lost`; `too big`; `no route`.
+    pub state: String,
+    /// Why it is not `answered`.
+    pub reason: Option<String>,
+    /// The node that has the target.
+    pub node: Option<String>,
+    /// Where the node is, unless it is this one.
+    pub endpoint: Option<String>,
+    /// How packets travel there.
+    pub transport: Option<String>,
+    /// The network, of an address.
+    pub network: Option<String>,
+    /// Largest inner packet on the path.
+    pub path_mtu_bytes: Option<u32>,
+    /// Bytes of the inner packets sent.
+    pub size_bytes: u32,
+    /// Round trips in order; none for an echo that was lost.
+    pub rtts_seconds: Vec<Option<f64>>,
+    /// Largest inner packet that was answered, where sizes were tried.
+    pub largest_bytes: Option<u32>,
+}
+
+/// `POST /v1/ping`: one echo over a peer's tunnel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EchoAsk {
+    /// The peer's name.
+    pub peer: String,
+    /// Bytes of the inner packet that the echo stands for.
+    pub size: u32,
+}
+
+/// Its answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EchoAnswer {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// `answered`, `lost` or `too big`.
+    pub state: String,
+    /// Why it is not `answered`.
+    pub reason: Option<String>,
+    /// Round trip.
+    pub rtt_seconds: Option<f64>,
+}
+
 /// `POST /v1/reload`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reload {

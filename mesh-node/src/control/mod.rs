@@ -355,6 +355,11 @@ impl Control {
         &self.counts
     }
 
+    /// The connection of a peer's tunnel.
+    pub fn connection(&self, peer: &NodeId) -> Option<event::ConnId> {
+        Some(self.members.peers.get(peer)?.tunnel.as_ref()?.conn)
+    }
+
     /// Adds a peer at run time.
     pub fn peer_add(&mut self, endpoint: &str, now: Now) {
         let dialer = Dialer::new(now.mono);

@@ -14,12 +14,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
-use mesh_proto::api::{Done, Hop, PeerAdd, PeerAnswer, Problem, Reload, SCHEMA, Trace, TraceAsk};
+use mesh_proto::NodeId;
+use mesh_proto::api::{
+    Done, EchoAnswer, EchoAsk, Hop, PeerAdd, PeerAnswer, Problem, Reload, SCHEMA, Trace, TraceAsk,
+};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::query::{Query, View};
+use super::quic::echo::Unanswered;
 use crate::control::Control;
 
 /// Longest time for the other nodes of a trace to answer.
@@ -147,6 +151,32 @@ async fn peer_remove(
     }
 }
 
+async fn ping(State(server): State<Server>, Json(ask): Json<EchoAsk>) -> Response {
+    let peer: NodeId = match ask.peer.parse() {
+        Ok(peer) => peer,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, format!("peer {error}")),
+    };
+    let (reply, answer) = oneshot::channel();
+    let size = (ask.size as usize).min(usize::from(u16::MAX));
+    if server.queries.send(Query::Ping { peer, size, reply }).await.is_err() {
+        return stopping();
+    }
+    let Ok(answer) = answer.await else { return stopping() };
+    let (state, reason) = match answer {
+        Ok(_) => ("answered", None),
+        Err(Unanswered::Lost) => ("lost", Some("no answer within a second".to_owned())),
+        Err(Unanswered::TooBig) => {
+            ("too big", Some(format!("the tunnel carries no packet of {} bytes at present", ask.size)))
+        }
+        Err(Unanswered::Gone) => {
+            let text = format!("no tunnel to {0}: `mesh-ctl peer show {0}` says why", ask.peer);
+            return problem(StatusCode::UNPROCESSABLE_ENTITY, text);
+        }
+    };
+    let rtt_seconds = answer.ok().map(|rtt| rtt.as_secs_f64());
+    Json(EchoAnswer { schema: SCHEMA, state: state.to_owned(), reason, rtt_seconds }).into_response()
+}
+
 async fn reload(State(server): State<Server>, ConnectInfo(caller): ConnectInfo<Caller>) -> Response {
     if let Some(refusal) = refused(caller) {
         return refusal;
@@ -216,6 +246,7 @@ fn router(server: Server) -> Router {
         .route("/v1/egress", get(|State(s): State<Server>| async move { s.json(|c, _| c.egress()).await }))
         .route("/v1/trace", post(trace))
         .route("/v1/reload", post(reload))
+        .route("/v1/ping", post(ping))
         .fallback(|| async {
             problem(StatusCode::NOT_FOUND, "this node has no such resource: is it of another version?")
         })
