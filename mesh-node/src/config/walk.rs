@@ -7,7 +7,7 @@ use mesh_proto::Prefix;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{AnnounceConfig, Config, ConfigError, parsed};
+use super::{AnnounceConfig, Config, ConfigError, parsed, reference};
 
 /// One table of the file.
 pub(super) struct Section<'a> {
@@ -61,8 +61,12 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Refuses every key that is not known.
-    pub(super) fn keys(&mut self, s: &Section<'_>, known: &[&str], later: &[&str]) {
+    /// Refuses every key that the reference does not have for this table; `later` are those of versions to come.
+    pub(super) fn keys(&mut self, s: &Section<'_>, table: &str, later: &[&str]) {
+        self.only(s, &reference::names(table), later);
+    }
+
+    fn only(&mut self, s: &Section<'_>, known: &[&str], later: &[&str]) {
         for (key, value) in s.table.iter() {
             let name: &str = key.get_ref();
             if later.contains(&name) {
@@ -162,7 +166,7 @@ impl<'a> Walk<'a> {
             return Some(AnnounceConfig { prefix, via: None, internet_own: true });
         };
         let s = Section { table, line: self.line(v.span().start) };
-        self.keys(&s, &["prefix", "via", "internet"], &[]);
+        self.keys(&s, "announce", &[]);
         self.need(&s, "prefix");
         let prefix: Option<Prefix> = self.one(&s, "prefix", parsed);
         let via: Option<IpAddr> = self.one(&s, "via", parsed);
@@ -207,7 +211,7 @@ impl<'a> Walk<'a> {
             self.error(line, format!("{}; correct the syntax", e.message()));
         }
         let root = Section { table: root.get_ref(), line: 1 };
-        self.keys(&root, &["node", "peer", "network", "egress"], &["issuer"]);
+        self.only(&root, &["node", "peer", "network", "egress"], &["issuer"]);
         let empty = DeTable::new();
         let table = match root.table.get("node") {
             None => &empty,

@@ -20,6 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::query::{Query, View};
+use crate::config;
 use crate::control::Control;
 
 /// Longest time for the other nodes of a trace to answer.
@@ -99,10 +100,8 @@ async fn peer_add(
     if let Some(refusal) = refused(caller) {
         return refusal;
     }
-    if !is_endpoint(&add.endpoint) {
-        let text =
-            format!("{:?} is not an endpoint: write it as 198.51.100.12:4650 or name:4650", add.endpoint);
-        return problem(StatusCode::BAD_REQUEST, text);
+    if let Err(what) = config::endpoint(&add.endpoint) {
+        return problem(StatusCode::BAD_REQUEST, format!("{:?} {what}", add.endpoint));
     }
     let endpoint = add.endpoint.clone();
     server
@@ -111,20 +110,6 @@ async fn peer_add(
             Done { schema: SCHEMA, done: format!("peer {endpoint} added") }
         })
         .await
-}
-
-/// `host:port`, IPv6 hosts in brackets.
-fn is_endpoint(text: &str) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else { return false };
-    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
-    let host_ok = match bracketed {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty()
-                && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_')
-        }
-    };
-    host_ok && port.parse::<u16>().is_ok_and(|p| p > 0)
 }
 
 async fn peer_remove(
@@ -259,19 +244,4 @@ fn group(name: &str) -> Option<u32> {
         let mut fields = line.split(':');
         (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_endpoint;
-
-    #[test]
-    fn endpoints_are_host_and_port() {
-        for good in ["198.51.100.1:4650", "[2001:db8::1]:4650", "ph1.example.net:4650"] {
-            assert!(is_endpoint(good), "{good}");
-        }
-        for bad in ["", "ph1", "ph1:", "ph1:0", "2001:db8::1:4650", "a b:1", "ph1:70000", "[x]:1"] {
-            assert!(!is_endpoint(bad), "{bad}");
-        }
-    }
 }
