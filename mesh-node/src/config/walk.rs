@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use mesh_proto::Prefix;
+use mesh_proto::{Prefix, suggest};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -72,12 +72,7 @@ impl<'a> Walk<'a> {
             if later.contains(&name) {
                 self.bad(name, value, "not supported by this version; remove it");
             } else if !known.contains(&name) {
-                let near = known
-                    .iter()
-                    .map(|k| (distance(k, name), *k))
-                    .min()
-                    .filter(|(d, _)| *d <= (name.chars().count() / 3).max(1));
-                let hint = near.map_or("remove it".to_owned(), |(_, k)| format!("did you mean {k}?"));
+                let hint = suggest::or_else(name, known.iter().copied(), "remove it");
                 self.bad(name, value, &format!("unknown key; {hint}"));
             }
         }
@@ -226,19 +221,4 @@ impl<'a> Walk<'a> {
         let egress = self.tables(&root, "egress", super::egress);
         Config { path: path.to_owned(), node, peers, networks, egress }
     }
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut corner = i;
-        row[0] = i + 1;
-        for (j, y) in b.chars().enumerate() {
-            let next = (corner + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            corner = row[j + 1];
-            row[j + 1] = next;
-        }
-    }
-    row[b.chars().count()]
 }

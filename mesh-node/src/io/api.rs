@@ -15,6 +15,7 @@ use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use mesh_proto::api::{Done, Hop, PeerAdd, PeerAnswer, Problem, SCHEMA, Trace, TraceAsk};
+use mesh_proto::suggest;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -82,12 +83,17 @@ async fn peer(State(server): State<Server>, Path(name): Path<String>) -> Respons
     let wanted = name.clone();
     let found = server
         .ask(move |control, view| {
-            control.peers(view.now, view.live).peers.into_iter().find(|p| p.name == wanted)
+            let mut peers = control.peers(view.now, view.live).peers;
+            let found = peers.iter().position(|p| p.name == wanted).map(|i| peers.swap_remove(i));
+            found.ok_or_else(|| {
+                let names = peers.iter().map(|p| p.name.as_str());
+                suggest::or_else(&wanted, names, "`mesh-ctl peers` lists them")
+            })
         })
         .await;
     match found {
-        Some(Some(peer)) => Json(PeerAnswer { schema: SCHEMA, peer }).into_response(),
-        Some(None) => problem(StatusCode::NOT_FOUND, format!("no peer {name}: `mesh-ctl peers` lists them")),
+        Some(Ok(peer)) => Json(PeerAnswer { schema: SCHEMA, peer }).into_response(),
+        Some(Err(hint)) => problem(StatusCode::NOT_FOUND, format!("no peer {name}: {hint}")),
         None => stopping(),
     }
 }
