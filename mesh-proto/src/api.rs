@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Prefix;
@@ -11,7 +12,7 @@ use crate::Prefix;
 pub const SCHEMA: u32 = 1;
 
 /// `GET /v1/status`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// `SCHEMA`.
     pub schema: u32,
@@ -36,7 +37,7 @@ pub struct Status {
 }
 
 /// `GET /v1/peers`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Peers {
     /// `SCHEMA`.
     pub schema: u32,
@@ -45,7 +46,7 @@ pub struct Peers {
 }
 
 /// A peer; `GET /v1/peers/NAME` wraps one in `PeerAnswer`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Peer {
     /// Its name; for an endpoint where no node is known, the endpoint; for a refused stranger, its address.
     pub name: String,
@@ -84,7 +85,7 @@ pub struct Peer {
 }
 
 /// `GET /v1/peers/NAME`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PeerAnswer {
     /// `SCHEMA`.
     pub schema: u32,
@@ -93,14 +94,14 @@ pub struct PeerAnswer {
 }
 
 /// `POST /v1/peers`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PeerAdd {
     /// `host:port`.
     pub endpoint: String,
 }
 
 /// An answer to a change.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Done {
     /// `SCHEMA`.
     pub schema: u32,
@@ -109,7 +110,7 @@ pub struct Done {
 }
 
 /// `GET /v1/networks`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Networks {
     /// `SCHEMA`.
     pub schema: u32,
@@ -118,7 +119,7 @@ pub struct Networks {
 }
 
 /// A network of this node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Network {
     /// Its name.
     pub name: String,
@@ -139,7 +140,7 @@ pub struct Network {
 }
 
 /// `GET /v1/routes`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Routes {
     /// `SCHEMA`.
     pub schema: u32,
@@ -148,7 +149,7 @@ pub struct Routes {
 }
 
 /// A prefix and its owner.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Route {
     /// The network.
     pub network: String,
@@ -167,7 +168,7 @@ pub struct Route {
 }
 
 /// `GET /v1/routes/get?address=A`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RouteGet {
     /// `SCHEMA`.
     pub schema: u32,
@@ -180,7 +181,7 @@ pub struct RouteGet {
 }
 
 /// `GET /v1/egress`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EgressAnswer {
     /// `SCHEMA`.
     pub schema: u32,
@@ -189,7 +190,7 @@ pub struct EgressAnswer {
 }
 
 /// Who carries a destination.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Egress {
     /// The network.
     pub network: String,
@@ -206,7 +207,7 @@ pub struct Egress {
 }
 
 /// A candidate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Candidate {
     /// Who.
     pub node: String,
@@ -215,7 +216,7 @@ pub struct Candidate {
 }
 
 /// `POST /v1/trace`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TraceAsk {
     /// The network, where more than one would fit.
     pub network: Option<String>,
@@ -226,7 +227,7 @@ pub struct TraceAsk {
 }
 
 /// Its answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Trace {
     /// `SCHEMA`.
     pub schema: u32,
@@ -239,7 +240,7 @@ pub struct Trace {
 }
 
 /// A line of a packet's journey.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Hop {
     /// From 1.
     pub hop: usize,
@@ -254,7 +255,7 @@ pub struct Hop {
 }
 
 /// What `mesh-ctl ping` found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Ping {
     /// `SCHEMA`.
     pub schema: u32,
@@ -283,7 +284,7 @@ pub struct Ping {
 }
 
 /// `POST /v1/ping`: one echo over a peer's tunnel.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EchoAsk {
     /// The peer's name.
     pub peer: String,
@@ -292,7 +293,7 @@ pub struct EchoAsk {
 }
 
 /// Its answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EchoAnswer {
     /// `SCHEMA`.
     pub schema: u32,
@@ -305,7 +306,7 @@ pub struct EchoAnswer {
 }
 
 /// `POST /v1/reload`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Reload {
     /// `SCHEMA`.
     pub schema: u32,
@@ -318,7 +319,7 @@ pub struct Reload {
 }
 
 /// A difference that a reload found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReloadChange {
     /// `SECTION: KEY`, or a whole section.
     pub key: String,
@@ -331,7 +332,7 @@ pub struct ReloadChange {
 }
 
 /// Any refusal: `application/problem+json` (RFC 9457).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// HTTP status.
     pub status: u16,

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use toml::{Table, Value};
 
-/// Keys of `[node]` that count at the next start only.
-const AT_START: [&str; 6] = ["listen", "state_dir", "control_socket", "keepalive", "transport", "workers"];
+use super::reference::{self, OnReload};
 
 /// An accepted configuration file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,7 +26,9 @@ pub struct Change {
 impl Change {
     /// Whether it counts at the next start only.
     pub fn at_start(&self) -> bool {
-        self.section == "node" && self.key.as_deref().is_some_and(|key| AT_START.contains(&key))
+        let table = self.section.split(' ').next().unwrap_or_default();
+        let known = self.key.as_deref().and_then(|key| reference::key(table, key));
+        known.is_some_and(|key| key.on_reload == OnReload::Restart)
     }
 
     /// As an operator names it.
@@ -94,7 +95,10 @@ impl Document {
         let empty = BTreeMap::new();
         let (old, node) =
             (former.0.get("node").unwrap_or(&empty), self.0.entry("node".to_owned()).or_default());
-        for key in AT_START {
+        let at_start = reference::names("node").into_iter().filter(|name| {
+            reference::key("node", name).is_some_and(|key| key.on_reload == OnReload::Restart)
+        });
+        for key in at_start {
             match old.get(key) {
                 Some(value) => drop(node.insert(key.to_owned(), value.clone())),
                 None => drop(node.remove(key)),

@@ -12,7 +12,7 @@ use mesh_proto::hello::{CloseCode, Hello, NetworkHandle};
 use mesh_proto::identity::{NodeKey, TrustRoots};
 use mesh_proto::limits::PROTOCOL_VERSION;
 use mesh_proto::record::VerifiedRecord;
-use mesh_proto::{NetworkName, NodeId, Prefix};
+use mesh_proto::{NetworkName, NodeId, Prefix, suggest};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rustls_pki_types::CertificateDer;
@@ -384,7 +384,10 @@ impl Control {
         }
         let known = node.as_ref().is_some_and(|n| self.members.peers.contains_key(n));
         if !known && !self.members.seeds.iter().any(is_it) {
-            return Err(format!("no peer {peer}: `mesh-ctl peers` lists them"));
+            let names = self.members.peers.keys().map(NodeId::as_str);
+            let names = names.chain(self.members.seeds.keys().map(String::as_str));
+            let hint = suggest::or_else(peer, names, "`mesh-ctl peers` lists them");
+            return Err(format!("no peer {peer}: {hint}"));
         }
         let gone: Vec<String> =
             self.members.seeds.iter().filter(|s| is_it(*s)).map(|(endpoint, _)| endpoint.clone()).collect();

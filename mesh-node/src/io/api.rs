@@ -18,12 +18,14 @@ use mesh_proto::NodeId;
 use mesh_proto::api::{
     Done, EchoAnswer, EchoAsk, Hop, PeerAdd, PeerAnswer, Problem, Reload, SCHEMA, Trace, TraceAsk,
 };
+use mesh_proto::suggest;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::query::{Query, View};
 use super::quic::echo::Unanswered;
+use crate::config;
 use crate::control::Control;
 
 /// Longest time for the other nodes of a trace to answer.
@@ -89,12 +91,17 @@ async fn peer(State(server): State<Server>, Path(name): Path<String>) -> Respons
     let wanted = name.clone();
     let found = server
         .ask(move |control, view| {
-            control.peers(view.now, view.live).peers.into_iter().find(|p| p.name == wanted)
+            let mut peers = control.peers(view.now, view.live).peers;
+            let found = peers.iter().position(|p| p.name == wanted).map(|i| peers.swap_remove(i));
+            found.ok_or_else(|| {
+                let names = peers.iter().map(|p| p.name.as_str());
+                suggest::or_else(&wanted, names, "`mesh-ctl peers` lists them")
+            })
         })
         .await;
     match found {
-        Some(Some(peer)) => Json(PeerAnswer { schema: SCHEMA, peer }).into_response(),
-        Some(None) => problem(StatusCode::NOT_FOUND, format!("no peer {name}: `mesh-ctl peers` lists them")),
+        Some(Ok(peer)) => Json(PeerAnswer { schema: SCHEMA, peer }).into_response(),
+        Some(Err(hint)) => problem(StatusCode::NOT_FOUND, format!("no peer {name}: {hint}")),
         None => stopping(),
     }
 }
@@ -107,10 +114,8 @@ async fn peer_add(
     if let Some(refusal) = refused(caller) {
         return refusal;
     }
-    if !is_endpoint(&add.endpoint) {
-        let text =
-            format!("{:?} is not an endpoint: write it as 198.51.100.12:4650 or name:4650", add.endpoint);
-        return problem(StatusCode::BAD_REQUEST, text);
+    if let Err(what) = config::endpoint(&add.endpoint) {
+        return problem(StatusCode::BAD_REQUEST, format!("{:?} {what}", add.endpoint));
     }
     let endpoint = add.endpoint.clone();
     server
@@ -119,20 +124,6 @@ async fn peer_add(
             Done { schema: SCHEMA, done: format!("peer {endpoint} added") }
         })
         .await
-}
-
-/// `host:port`, IPv6 hosts in brackets.
-fn is_endpoint(text: &str) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else { return false };
-    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
-    let host_ok = match bracketed {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty()
-                && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_')
-        }
-    };
-    host_ok && port.parse::<u16>().is_ok_and(|p| p > 0)
 }
 
 async fn peer_remove(
@@ -307,19 +298,4 @@ fn group(name: &str) -> Option<u32> {
         let mut fields = line.split(':');
         (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_endpoint;
-
-    #[test]
-    fn endpoints_are_host_and_port() {
-        for good in ["198.51.100.1:4650", "[2001:db8::1]:4650", "ph1.example.net:4650"] {
-            assert!(is_endpoint(good), "{good}");
-        }
-        for bad in ["", "ph1", "ph1:", "ph1:0", "2001:db8::1:4650", "a b:1", "ph1:70000", "[x]:1"] {
-            assert!(!is_endpoint(bad), "{bad}");
-        }
-    }
 }
