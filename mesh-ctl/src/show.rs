@@ -343,11 +343,23 @@ pub(crate) fn routes(routes: &[api::Route]) -> String {
 
 /// The routes to one address.
 pub(crate) fn route_get(found: &api::RouteGet) -> String {
-    if found.routes.is_empty() {
-        let reason = found.reason.as_deref().unwrap_or("no network has it");
-        return format!("no route to {}: {}\n", found.address, clean(reason));
+    let mut out = match &found.reason {
+        Some(reason) if found.routes.is_empty() => {
+            format!("no route to {}: {}\n", found.address, clean(reason))
+        }
+        _ => routes(&found.routes),
+    };
+    let row = |check: &api::RouteCheck| {
+        [check.network.clone(), check.step.clone(), check.state.clone(), check.text.clone()]
+    };
+    let rows: Vec<_> = found.checks.iter().map(row).collect();
+    if !rows.is_empty() {
+        out.push_str(&format!(
+            "\n{}",
+            table(["NETWORK", "STEP", "STATE", "BY, OR WHY NOT"], &rows, Rows::Folded)
+        ));
     }
-    routes(&found.routes)
+    out
 }
 
 /// Who carries which destination.

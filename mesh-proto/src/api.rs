@@ -178,6 +178,21 @@ pub struct RouteGet {
     pub routes: Vec<Route>,
     /// Why there is none.
     pub reason: Option<String>,
+    /// Network by network, step by step, what led there or what stands against it.
+    pub checks: Vec<RouteCheck>,
+}
+
+/// A step from an announcement to a route.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RouteCheck {
+    /// The network.
+    pub network: String,
+    /// `announced`, `authorised`, `installed`, `kernel`.
+    pub step: String,
+    /// `yes` or `no`.
+    pub state: String,
+    /// By which record, certificate or rule; or what stops it, and the remedy.
+    pub text: String,
 }
 
 /// `GET /v1/egress`.

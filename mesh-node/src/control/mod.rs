@@ -36,6 +36,7 @@ pub mod members;
 mod publish;
 mod reload;
 pub mod rib;
+mod route_get;
 pub mod sessions;
 pub mod status;
 pub mod trace;

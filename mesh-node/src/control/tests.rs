@@ -18,6 +18,7 @@ use crate::config::{EgressChoice, EgressConfig};
 use crate::forward::fib::{Egress, Expose, NetworkIx};
 
 mod reload;
+mod route_get;
 
 const START_UNIX: u64 = 1_800_000_000_000;
 
