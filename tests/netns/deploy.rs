@@ -166,3 +166,85 @@ fn a_node_works_as_an_own_user_with_one_capability_and_a_read_only_file_system()
     let log = lab.log("ph2");
     assert!(!log.contains("\"level\":\"ERROR\"") && !log.contains("ermission"), "{log}");
 }
+
+/// The first process of the namespaces that `unshare --fork` made.
+fn first_process(unshare: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
+/// Where systemd itself can be had: the unit as it is, started by it. Not the machine's own systemd, which would lead a
+/// unit out of the lab, but one over a throw-away copy of the machine's files in the lab's namespaces.
+#[test]
+fn systemd_starts_and_stops_the_unit_as_it_is_deployed() {
+    if !Path::new("/lib/systemd/systemd").exists() || !there("systemctl") {
+        println!("skipped: no systemd on this machine");
+        return;
+    }
+    let mut lab = Lab::build(Plan::standard("", 2)).unwrap();
+    lab.start_node("ph1").unwrap();
+    // the paths of the unit, not of the lab
+    let config = lab.config("ph2").unwrap();
+    let ours = ["ca = ", "certificate = ", "key = ", "state_dir = ", "control_socket = "];
+    let lines = config.lines().filter(|line| !ours.iter().any(|key| line.starts_with(key)));
+    std::fs::write(lab.file("ph2", "node.toml"), lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let script = text(&here.join("netns/boot_systemd.sh"));
+    let deploy = text(&here.join("../deploy"));
+    let programs = text(lab::node::binary("mesh-node").unwrap().parent().unwrap());
+    let (files, at) = (text(&lab.file("ph2", "")), lab.file("ph2", "root"));
+    std::fs::create_dir(&at).unwrap();
+    let namespaces = ["unshare", "--mount", "--pid", "--cgroup", "--uts", "--ipc", "--fork", "--kill-child"];
+    let boot = ["sh", &script, &deploy, &programs, &files, &text(&at)];
+    // where the machine runs systemd, a part of its cgroups is ours to manage
+    let scope: &[&str] = if Path::new("/run/systemd/system").exists() {
+        &["systemd-run", "--quiet", "--scope", "-p", "Delegate=yes"]
+    } else {
+        &[]
+    };
+    let outer = lab.spawn("ph2", &[scope, &namespaces, &boot].concat()).unwrap();
+    let inside = |args: &[&str]| {
+        let pid = first_process(outer).unwrap_or_default().to_string();
+        let enter = ["nsenter", "-t", &pid, "-m", "-p", "-u", "-i", "-C", "-n", "--"];
+        run(None, &[&enter, args].concat()).unwrap()
+    };
+    let booted = wait_until(SOON, || inside(&["systemctl", "is-system-running"]).stdout.contains("running"));
+    assert!(booted, "{}", lab.log("ph2"));
+
+    let started = inside(&["systemctl", "start", "mesh-node"]);
+    let told = || inside(&["systemctl", "status", "--no-pager", "-l", "mesh-node"]).text() + &lab.log("ph2");
+    assert!(started.ok(), "{}{}", started.text(), told());
+    let up = wait_until(SOON, || lab.peers_up("ph1") == ["ph2"]);
+    assert!(up, "{}", told());
+    assert!(lab.ping_within(SOON, "vm1", "10.77.2.10"), "{}", told());
+    let left = wait_until(SOON, || lab.web("vm1", WEB4, None).as_deref() == Some("198.51.100.12"));
+    assert!(left, "{}", told());
+    let status = inside(&["mesh-ctl", "status"]);
+    assert!(status.ok(), "{}", status.text());
+
+    // what the sandbox is there for
+    let pid = inside(&["systemctl", "show", "-p", "MainPID", "--value", "mesh-node"]).stdout;
+    let of_node = |key: &str| {
+        let text = inside(&["cat", &format!("/proc/{}/status", pid.trim())]).stdout;
+        text.lines()
+            .find_map(|l| l.strip_prefix(key)?.strip_prefix(':').map(|v| v.trim().to_owned()))
+            .unwrap()
+    };
+    for set in ["CapEff", "CapPrm", "CapAmb", "CapBnd"] {
+        assert_eq!(of_node(set), NET_ADMIN_ALONE, "{set}");
+    }
+    assert_eq!((of_node("NoNewPrivs").as_str(), of_node("Seccomp").as_str()), ("1", "2"));
+    let ask = |user: &str| {
+        let as_user = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "mesh-ctl", "peers"];
+        inside(&as_user).code
+    };
+    assert_eq!((ask("mesh"), ask("65534")), (Some(0), Some(3)), "members of the group may ask, others not");
+
+    let stopped = inside(&["systemctl", "stop", "mesh-node"]);
+    assert!(stopped.ok(), "{}", stopped.text());
+    let result = inside(&["systemctl", "show", "-p", "Result", "--value", "mesh-node"]).stdout;
+    assert_eq!(result.trim(), "success", "{}", told());
+    let left = lab.sh("ph2", "nft list tables; ip link").unwrap().stdout;
+    assert!(!left.contains("inet mesh") && !left.contains("mesh-default"), "{left}");
+}
