@@ -191,3 +191,31 @@ fn the_example_file_names_every_key_and_holds_with_all_of_them_set() {
         );
     }
 }
+
+#[test]
+fn every_configuration_shown_in_a_document_is_accepted() {
+    let mut documents = vec![file("README.md")];
+    let recipes = std::fs::read_dir(file("docs/recipes")).expect("there are recipes");
+    documents.extend(recipes.map(|entry| entry.expect("a file").path()));
+    let mut checked = 0;
+    for path in documents {
+        let text = std::fs::read_to_string(&path).expect("a document");
+        for block in text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+            // an [[egress]] by itself belongs to the file shown before it
+            let network = if block.contains("[[network]]") {
+                ""
+            } else {
+                "[[network]]\nname = \"default\"\ninterface = \"br0\"\n"
+            };
+            let found = Config::parse(&format!("{block}{network}"), &path);
+            assert!(
+                found.is_ok(),
+                "{}: {}",
+                path.display(),
+                found.map_or_else(|e| e.to_string(), |_| String::new())
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 5, "{checked}");
+}
