@@ -17,6 +17,8 @@ use super::*;
 use crate::config::{EgressChoice, EgressConfig};
 use crate::forward::fib::{Egress, Expose, NetworkIx};
 
+mod gauges;
+
 const START_UNIX: u64 = 1_800_000_000_000;
 
 struct World {

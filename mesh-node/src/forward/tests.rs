@@ -271,6 +271,30 @@ fn errors_come_back_speaking_of_addresses_the_receiver_knows() {
 }
 
 #[test]
+fn an_end_on_the_internet_is_told_on_each_of_the_four_ways() {
+    let outbound = |net: &NetworkFib, from, to| {
+        translate_outbound(net, &mut udp(ip(from), ip(to), 53, b"x", false), false)
+    };
+    let inbound = |net: &NetworkFib, peer, from, to| {
+        translate_inbound(net, peer, &mut udp(ip(from), ip(to), 53, b"x", false), false)
+    };
+    let (net, egress) = (net(), egress_net());
+    for (outcome, verdict, internet) in [
+        (outbound(&net, "192.168.100.5", "198.51.100.7"), Verdict::Tunnel(PEER), Internet::To),
+        (inbound(&net, PEER, "198.51.100.7", "10.77.1.5"), Verdict::Deliver, Internet::From),
+        (inbound(&egress, PEER, "10.77.2.9", "198.51.100.7"), Verdict::Deliver, Internet::To),
+        (outbound(&egress, "198.51.100.7", "10.77.2.9"), Verdict::Tunnel(PEER), Internet::From),
+        (outbound(&egress, "192.168.100.5", "198.51.100.7"), Verdict::Hairpin, Internet::To),
+        (outbound(&egress, "198.51.100.7", "10.77.1.5"), Verdict::Hairpin, Internet::From),
+        (outbound(&net, "192.168.100.5", "10.77.2.9"), Verdict::Tunnel(PEER), Internet::No),
+        (outbound(&net, "192.168.100.5", "10.77.1.6"), Verdict::Hairpin, Internet::No),
+        (inbound(&net, PEER, "10.77.2.9", "10.77.1.5"), Verdict::Deliver, Internet::No),
+    ] {
+        assert_eq!((outcome.verdict, outcome.internet), (verdict, internet));
+    }
+}
+
+#[test]
 fn a_network_without_translation_passes_packets_untouched() {
     let p = |text: &str| text.parse().unwrap();
     let maps = vec![(p("192.168.100.0/24"), p("192.168.100.0/24"))];
