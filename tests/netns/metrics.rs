@@ -55,7 +55,8 @@ fn adds_up(lab: &Lab, host: &str) -> Scrape {
 #[test]
 fn packets_in_are_packets_out_and_drops_on_every_node_under_real_traffic() {
     let mut lab = Lab::start(Plan::standard("", 3)).unwrap();
-    for (from, to) in [("vm1", "10.77.2.10"), ("vm1", WEB4), ("pub1", "203.0.113.12"), ("vm2", "10.77.3.10")]
+    for (from, to) in
+        [("vm1", "10.77.2.10"), ("vm1", WEB4), ("vm3", WEB4), ("pub1", "203.0.113.12"), ("vm2", "10.77.3.10")]
     {
         assert!(lab.ping_within(Duration::from_secs(5), from, to), "{from} to {to}");
     }
@@ -97,6 +98,11 @@ fn packets_in_are_packets_out_and_drops_on_every_node_under_real_traffic() {
             assert_eq!(dropped, 3.0, "the pings of a broadcast address");
         }
         if host == "ph3" {
+            // its own VM leaves by it too
+            for way in ["transmit", "receive"] {
+                let own = sum(&format!("mesh_egress_{way}_packets_total"), &[("node", "ph3")]);
+                assert!((1.0..100.0).contains(&own), "{way} {own}");
+            }
             assert!(sum("mesh_egress_carried_receive_bytes_total", &[]) > 5_000_000.0);
             assert!(sum("mesh_egress_carried_transmit_packets_total", &[]) > 10.0);
         }
