@@ -16,6 +16,7 @@ pub mod control_loop;
 pub mod forward;
 pub mod io;
 pub mod node;
+pub mod notice;
 pub mod packet_loop;
 pub mod prepare;
 pub mod tunnel;

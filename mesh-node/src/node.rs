@@ -8,7 +8,6 @@ use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
-use tracing::{error, info, warn};
 
 use crate::config::{Config, OnStop};
 use crate::control::Control;
@@ -19,7 +18,10 @@ use crate::forward::counters::Counters;
 use crate::io;
 use crate::io::host::HostSync;
 use crate::io::host::addresses::HostAddresses;
+use crate::io::log::LogFilter;
+use crate::io::notices::{self, tell};
 use crate::io::quic::connection::{Context, Event};
+use crate::notice::Notice;
 use crate::packet_loop::PacketLoops;
 use crate::prepare::{self, Prepared};
 use crate::tunnel::Snapshot;
@@ -36,15 +38,15 @@ const CHECK_DEVICES: Duration = Duration::from_secs(1);
 /// Runs until `stop`; leaves nothing behind.
 ///
 /// All that can fail comes before the first change to the kernel, except for the devices, which go with their owner.
-pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+pub async fn run(prepared: Prepared, log: LogFilter, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let Prepared { config, local, trust, credentials } = prepared;
     let node = &config.node;
     let _only = only_node().await?;
     std::fs::create_dir_all(&node.state_dir)
         .with_context(|| format!("create {}", node.state_dir.display()))?;
     let (saved, complaints) = io::state::load(&node.state_dir);
-    for complaint in complaints {
-        warn!(complaint, "state on disk is damaged");
+    for error in complaints {
+        tell(Notice::StateDamaged { error });
     }
     let quic = io::quic::endpoint::bind(
         node.listen,
@@ -62,7 +64,7 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     }
     let mut sync = HostSync::open(&node.state_dir).await.context("open the kernel's configuration")?;
     for what in sync.clean_leftovers().await.context("clean what an earlier run left")? {
-        info!(what, "left by an earlier run: removed");
+        tell(Notice::LeftoverRemoved { what });
     }
 
     let (events_tx, events) = mpsc::channel::<Event>(EVENT_QUEUE);
@@ -73,14 +75,17 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     let (stop_loop, stop_rx) = oneshot::channel();
     let (api_stop, api_stopped) = watch::channel(false);
 
-    info!(
-        node = %local.identity.node, mesh = %local.identity.mesh, listen = %node.listen,
-        endpoints = ?local.endpoints, version = env!("CARGO_PKG_VERSION"), "mesh-node starts"
-    );
+    tell(Notice::Starting {
+        node: local.identity.node.clone(),
+        mesh: local.identity.mesh.clone(),
+        listen: node.listen,
+        endpoints: local.endpoints.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+    });
     let ours = Ours { config: config.clone(), networks: local.networks.clone() };
     let networks = local.networks.clone();
     let control = Control::new(local, trust, saved, io::chance(), io::now())?;
-    let api = io::api::serve(&node.control_socket, queries_tx.clone(), api_stopped)
+    let api = io::api::serve(&node.control_socket, queries_tx.clone(), log, api_stopped)
         .with_context(|| format!("control socket {}", node.control_socket.display()))?;
     let context = Context { hello: control.hello(), events: events_tx.clone() };
     let wiring = Wiring {
@@ -107,16 +112,17 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
         .metrics
         .map(|address| tokio::spawn(io::metrics::serve(address, io::scrape::renderer(queries_tx, counters))));
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        warn!(%error, "systemd is not told");
+        tell(Notice::ServiceManagerDeaf { error: error.to_string() });
     }
 
     tokio::select! {
         () = stop => {}
         () = mind_devices(&mut loops, &networks, &events_tx) => {}
+        () = notices::settle() => {}
     }
     let _ = stop_loop.send(());
     if timeout(PATIENCE, control_task).await.is_err() {
-        warn!("the control loop does not end: going on without its goodbye");
+        tell(Notice::ControlHangs {});
     }
     watcher.abort();
     if let Some(metrics) = metrics {
@@ -133,7 +139,7 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
         Ok(Ok(sync)) => sync,
         hangs_or_died => {
             host_task.abort();
-            warn!(died = hangs_or_died.is_ok(), "the host task does not end: its state is found anew");
+            tell(Notice::HostTaskHangs { died: hangs_or_died.is_ok() });
             HostSync::open(&node.state_dir).await.context("open the kernel's configuration")?
         }
     };
@@ -141,10 +147,11 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     let removed = timeout(PATIENCE * 2, sync.remove_all(block)).await;
     loops.stop();
     if timeout(PATIENCE / 2, saver).await.is_err() {
-        warn!("the disk is too slow: the latest state is not saved");
+        tell(Notice::StateSavedTooSlowly {});
     }
     removed.context("remove our kernel state: it takes too long")?.context("remove our kernel state")?;
-    info!("stopped");
+    notices::settle_at_once();
+    tell(Notice::Stopped {});
     Ok(())
 }
 
@@ -171,7 +178,7 @@ async fn only_node() -> anyhow::Result<Option<tokio::net::UnixListener>> {
                     holder.pid().unwrap_or_default()
                 ),
                 _ => {
-                    warn!("somebody who is not root holds the lock of this host: started without it");
+                    tell(Notice::HostLockTaken {});
                     Ok(None)
                 }
             }
@@ -182,7 +189,11 @@ async fn only_node() -> anyhow::Result<Option<tokio::net::UnixListener>> {
 
 fn add_device(loops: &mut PacketLoops, network: &LocalNetwork) -> anyhow::Result<()> {
     let tun = io::tun::Tun::create(&network.tun).with_context(|| format!("network {}", network.name))?;
-    info!(network = %network.name, tun = network.tun, offloads = ?tun.offloads(), "network");
+    tell(Notice::NetworkUp {
+        network: network.name.clone(),
+        tun: network.tun.clone(),
+        offloads: format!("{:?}", tun.offloads()),
+    });
     loops.add_network(network.ix, Arc::new(tun))?;
     Ok(())
 }
@@ -210,7 +221,7 @@ async fn mind_devices(loops: &mut PacketLoops, networks: &[LocalNetwork], events
                 }
                 Err(error) if !told => {
                     told = true;
-                    error!(error = format!("{error:#}"), "a lost device cannot be made anew: trying on");
+                    tell(Notice::DeviceNotMade { error: format!("{error:#}") });
                 }
                 Err(_) => {}
             }
@@ -237,5 +248,5 @@ async fn watch_addresses(ours: Ours, events: mpsc::Sender<Event>) {
             return;
         }
     }
-    warn!("addresses of the host are no longer watched: a change is told to peers at the next start only");
+    tell(Notice::AddressesUnwatched {});
 }

@@ -12,6 +12,7 @@ use mesh_proto::{NetworkName, NodeId, Prefix};
 use super::host::HostState;
 use crate::config::{AnnounceConfig, EgressChoice, EgressConfig};
 use crate::forward::fib::{Expose, NetworkIx, NetworkSpec, PeerIx};
+use crate::notice::Notice;
 
 /// A moment, by both clocks: timers run on `mono`, records and certificates on `unix_ms`.
 #[derive(Debug, Clone, Copy)]
@@ -247,6 +248,8 @@ pub enum Output {
     },
     /// Put on disk.
     Save(Saved),
+    /// Let the operator know.
+    Tell(Notice),
     /// The answer to `Input::Trace`.
     Traced {
         /// Of the request.

@@ -16,6 +16,7 @@ use super::event::*;
 use super::*;
 use crate::config::{EgressChoice, EgressConfig};
 use crate::forward::fib::{Egress, Expose, NetworkIx};
+use crate::notice::limits::Limits;
 
 const START_UNIX: u64 = 1_800_000_000_000;
 
@@ -33,6 +34,8 @@ struct World {
     cut: Vec<String>,
     /// Dials made, by node.
     dials: BTreeMap<String, usize>,
+    /// What the operator was told, by node.
+    told: BTreeMap<String, Vec<Notice>>,
 }
 
 struct Running {
@@ -62,6 +65,7 @@ impl World {
             next_conn: 1,
             cut: Vec::new(),
             dials: BTreeMap::new(),
+            told: BTreeMap::new(),
         }
     }
 
@@ -195,6 +199,7 @@ impl World {
             Output::Dial { target, endpoint: at, expect } => self.dial(node, target, at, expect),
             // dials of this world end at once
             Output::Traced { .. } | Output::CancelDial(_) => {}
+            Output::Tell(notice) => self.told.entry(node.into()).or_default().push(notice),
         }
     }
 
@@ -599,7 +604,8 @@ fn largest_records_are_sent_in_messages_that_the_other_side_takes() {
     control.send_records(ConnId(1), &vec![large; 100]);
     control.send_records(ConnId(1), &vec![control.own.signed.clone(); 200]);
     let mut sent = 0;
-    while let Some(Output::Send { message, .. }) = control.poll_output() {
+    while let Some(output) = control.poll_output() {
+        let Output::Send { message, .. } = output else { panic!("{output:?}") };
         let Message::Records(records) = &message else { panic!() };
         sent += records.len();
         assert!(records.len() <= MAX_RECORDS_PER_MESSAGE);
@@ -640,6 +646,96 @@ fn a_twin_of_this_node_or_of_a_peer_is_told_and_answered_a_bounded_number_of_tim
     world.input("ph1", Input::Message { conn, message: Message::Records(vec![old, signed]) });
     let notes = world.nodes["ph1"].control.status(now).notes;
     assert!(notes.iter().any(|n| n.contains("two nodes use the name ph2")), "{notes:?}");
+}
+
+/// Notices of a name that the operator sees of those that a node told, all in one moment.
+fn shown(world: &World, node: &str, event: &str) -> (usize, usize) {
+    let mut limits = Limits::default();
+    let told: Vec<_> = world.told[node].iter().filter(|notice| notice.kind().event == event).collect();
+    let shown = told.iter().filter(|notice| limits.admit(notice, world.base).is_some()).count();
+    (told.len(), shown)
+}
+
+#[test]
+fn the_operator_is_told_of_tunnels_and_of_egress_nodes_that_come_and_go() {
+    let mut world = World::new();
+    world.start(1, &[], EgressChoice::Auto, false);
+    world.start(2, &[1], none(), true);
+    world.run(Duration::from_secs(2));
+    world.kill("ph2");
+    world.run(Duration::from_secs(1));
+    let events: Vec<&str> = world.told["ph1"].iter().map(|notice| notice.kind().event).collect();
+    let place = |event: &str| events.iter().position(|e| *e == event).expect(event);
+    assert!(place("tunnel_up") < place("tunnel_down"), "{events:?}");
+    assert!(place("egress_elected") < place("egress_lost"), "{events:?}");
+    let Notice::EgressElected { from, to, .. } = &world.told["ph1"][place("egress_elected")] else {
+        panic!()
+    };
+    assert_eq!((from.as_ref(), to.as_str()), (None, "ph2"));
+}
+
+#[test]
+fn floods_that_strangers_and_peers_can_send_are_few_lines_to_the_operator() {
+    let mut world = World::new();
+    world.start(1, &[], none(), false);
+    world.start(2, &[1], none(), false);
+    world.run(Duration::from_secs(2));
+    // strangers, each time with another reason
+    for n in 0..1000 {
+        let endpoint = SocketAddr::new([203, 0, 113, (n % 250) as u8].into(), 4650);
+        let reason = Reason { label: "unknown_ca", text: format!("certificate {n}") };
+        world.input("ph1", Input::AcceptFailed { endpoint, node: None, reason });
+    }
+    // a peer that passes on what is signed by nobody
+    let conn = world.only_conn("ph1");
+    let mut forged = world.nodes["ph2"].control.own.signed.clone();
+    for n in 0..1000 {
+        forged.signature[0] = n as u8;
+        forged.signature[1] = (n >> 8) as u8;
+        let message = Message::Records(vec![forged.clone()]);
+        world.input("ph1", Input::Message { conn, message });
+    }
+    // a peer that is not what it dials to
+    for n in 0..1000 {
+        let reason = Reason { label: "timeout", text: format!("attempt {n}") };
+        let target = Target::Node("ph2".parse().unwrap());
+        world.nodes.get_mut("ph1").unwrap().control.members.peers.values_mut().for_each(|p| p.tunnel = None);
+        world.input("ph1", Input::DialFailed { target, endpoint: endpoint(2), reason });
+    }
+    world.settle();
+    for event in ["connection_refused", "record_refused", "dial_failed"] {
+        let (told, shown) = shown(&world, "ph1", event);
+        assert!(told >= 999, "the flood arrives: {told} of {event}");
+        assert!((1..=20).contains(&shown), "{shown} lines of {event}");
+    }
+}
+
+#[test]
+fn a_peer_that_comes_and_goes_without_end_is_few_lines_to_the_operator() {
+    let mut world = World::new();
+    world.start(1, &[], none(), false);
+    world.start(2, &[1], none(), false);
+    world.run(Duration::from_secs(2));
+    let (hello, identity) = {
+        let two = &world.nodes["ph2"].control;
+        (two.hello(), two.local.identity.clone())
+    };
+    for n in 0..500 {
+        let conn = ConnId(100_000 + n);
+        let (hello, identity, endpoint) = (hello.clone(), identity.clone(), endpoint(2).parse().unwrap());
+        world.input(
+            "ph1",
+            Input::TunnelUp { conn, identity, endpoint, dialed: None, hello, took: Duration::ZERO },
+        );
+        let reason = Reason { label: "timeout", text: "nothing heard in time".into() };
+        world.input("ph1", Input::TunnelClosed { conn, reason });
+    }
+    world.settle();
+    for event in ["tunnel_up", "tunnel_down"] {
+        let (told, shown) = shown(&world, "ph1", event);
+        assert!(told >= 100, "the flood arrives: {told} of {event}");
+        assert!((1..=20).contains(&shown), "{shown} lines of {event}");
+    }
 }
 
 #[test]

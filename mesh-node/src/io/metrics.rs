@@ -14,7 +14,9 @@ use futures_util::future::BoxFuture;
 use prometheus::TextEncoder;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use tokio::net::TcpListener;
-use tracing::{info, warn};
+
+use super::notices::tell;
+use crate::notice::Notice;
 
 /// An address that does not exist yet (an interface that comes up later) is tried again after this.
 const BIND_AGAIN: Duration = Duration::from_secs(1);
@@ -117,7 +119,7 @@ where
     R: Fn() -> BoxFuture<'static, String> + Clone + Send + Sync + 'static,
 {
     let listener = bind(address).await;
-    info!(%address, "metrics are served");
+    tell(Notice::MetricsServed { address });
     axum::serve(listener, router(render)).await
 }
 
@@ -139,7 +141,7 @@ async fn bind(address: SocketAddr) -> TcpListener {
             Ok(listener) => return listener,
             Err(error) if !warned => {
                 warned = true;
-                warn!(%address, %error, "metrics cannot be served yet: trying on; is the address this host's, and free?");
+                tell(Notice::MetricsWaiting { address, error: error.to_string() });
             }
             Err(_) => {}
         }
@@ -214,7 +216,7 @@ pub fn exposition(input: &MetricsInput) -> String {
     // the encoder refuses a name without series, as of peers where there are none
     families.retain(|family| !family.get_metric().is_empty());
     TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| {
-        warn!(%error, "metrics cannot be written");
+        tell(Notice::MetricsUnwritable { error: error.to_string() });
         String::new()
     })
 }
