@@ -4,7 +4,7 @@
 //! a field as well, to filter by.
 
 use std::fmt::{Debug, Write as _};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
@@ -42,7 +42,7 @@ impl<S: Subscriber> Layer<S> for Journal {
         let bytes = entry.bytes(priority(*event.metadata().level()), target);
         if self.0.send(&bytes).is_err() {
             // journald reads stderr too, if it is there at all
-            eprintln!("{}", entry.line());
+            let _ = writeln!(io::stderr(), "{}", entry.line());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The log: in which format, to where, and what of it, which may be changed while the node runs.
 
+use std::fs::{File, Metadata};
 use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -98,13 +99,16 @@ pub fn start(format: Format) -> LogFilter {
     LogFilter(handle)
 }
 
-/// Whether stderr goes to the journal: systemd names its device and inode (systemd.exec(5), `$JOURNAL_STREAM`).
+/// Whether stderr goes to the journal.
 fn is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
-    let stderr = io::stderr().as_fd().try_clone_to_owned().map(std::fs::File::from);
-    stderr
-        .and_then(|file| file.metadata())
-        .is_ok_and(|found| stream == format!("{}:{}", found.dev(), found.ino()))
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    stderr.and_then(|file| file.metadata()).is_ok_and(|found| is_stream(&stream, &found))
+}
+
+/// systemd names the device and inode of the stream it gave us; a redirected stderr has others. systemd.exec(5).
+fn is_stream(named: &str, found: &Metadata) -> bool {
+    named == format!("{}:{}", found.dev(), found.ino())
 }
 
 #[cfg(test)]
@@ -137,5 +141,16 @@ mod tests {
             assert!(filter.set("debgu").unwrap_err().contains("debgu"));
             assert_eq!(filter.current(), "debug");
         });
+    }
+
+    #[test]
+    fn stderr_is_the_journals_only_where_its_device_and_inode_are_the_named_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = |name: &str| File::create(dir.path().join(name)).unwrap().metadata().unwrap();
+        let (stderr, other) = (found("stderr"), found("other"));
+        let named = format!("{}:{}", stderr.dev(), stderr.ino());
+        assert!(is_stream(&named, &stderr));
+        assert!(!is_stream(&named, &other));
+        assert!(!is_stream("", &stderr));
     }
 }

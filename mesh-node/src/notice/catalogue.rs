@@ -68,7 +68,7 @@ macro_rules! notices {
                     $(Self::$variant { $($field),* } => {
                         $(let $field = traced($field.value());)*
                         let remedy = (!$remedy.is_empty()).then_some($remedy);
-                        log!($level, $($field = $field,)* suppressed, remedy, event = $event, $sentence);
+                        log!($level, $($field = $field,)* suppressed, remedy, event = display($event), $sentence);
                     })+
                 }
             }
@@ -86,7 +86,7 @@ notices! {
     /// The device of a network is there; its packets are carried.
     NetworkUp { network: NetworkName, tun: String, offloads: String }
         is "network_up", Info, Free;
-        says "network";
+        says "device of a network is up";
         remedy "";
 
     /// Something in the kernel was left by an earlier run that did not end politely.
@@ -164,7 +164,7 @@ notices! {
 
     /// A record on disk has become invalid, mostly because its certificate expired; peers send a new one.
     RecordForgotten { error: String }
-        is "record_forgotten", Info, Free;
+        is "record_forgotten", Info, Together;
         says "a record on disk is no longer good: forgotten";
         remedy "";
 

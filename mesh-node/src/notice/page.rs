@@ -54,8 +54,9 @@ Where they go, by `--log-format`, which is `auto` unless told otherwise:
 - `mesh-ctl monitor`: one object a line with `schema`, `time`, `event`, `level`, `message`, `fields`, `remedy`, whatever the
   log's filter says.
 
-What is logged: `RUST_LOG` at the start (default `info`), `mesh-ctl log-level FILTER` while the node runs. All messages of this
-page have the target `mesh_node::notice`: `mesh_node::notice=info,mesh_node=debug` keeps them whole.
+What is logged: `RUST_LOG` at the start (default `info`), `mesh-ctl log-level FILTER` while the node runs, until its next start.
+A filter is a level (`error`, `warn`, `info`, `debug`, `trace`, `off`), or `TARGET=LEVEL`, several with commas between; a bare
+word is never a target, so that a mistyped level is refused. All messages of this page have the target `mesh_node::notice`.
 
 Messages that others can cause are limited: a burst of ten, then one in five seconds. A message after some that were held back
 says how many in `suppressed`; when it has been quiet for ten seconds the message `suppressed` tells the rest.
