@@ -1,5 +1,6 @@
 //! The daemon's parts. `forward` and `control` are pure and decide; `io` has the syscalls, sockets and the clock and
 //! makes no choices; the two loops are the only places where deciding meets doing. `node` builds and connects them.
+//! `notice` is what all of them tell the operator, as data.
 //!
 //! ```text
 //!        mesh-node/forward, tunnel ◄── control          pure

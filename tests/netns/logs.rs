@@ -6,7 +6,7 @@
 )]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -364,4 +364,39 @@ fn a_peer_that_restarts_without_end_costs_few_lines_and_each_is_counted() {
     let (lines, held) = counted(told, "tunnel_up");
     assert!((1..ROUNDS).contains(&lines), "{lines} lines");
     assert!(lines + held >= ROUNDS, "{lines} lines and {held} held back");
+}
+
+#[test]
+fn a_node_whose_stderr_is_the_journals_writes_entries_with_fields() {
+    let mut lab = Lab::build(Plan::standard("", 1)).unwrap();
+    let socket = lab.dir().join("journal.sock").to_string_lossy().into_owned();
+    let journal = UnixDatagram::bind(&socket).unwrap();
+    journal.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let stderr = lab.dir().join("stderr").to_string_lossy().into_owned();
+    let program = lab::node::binary("mesh-node").unwrap().to_string_lossy().into_owned();
+    let config = lab.file("ph1", "node.toml").to_string_lossy().into_owned();
+    // a /run of its own, where this test is the journal; a command in a namespace has its own mounts
+    let script = format!(
+        "mount -t tmpfs run /run && mkdir -p /run/systemd/journal && ln -s {socket} /run/systemd/journal/socket && \
+         : >{stderr} && JOURNAL_STREAM=$(stat -c %d:%i {stderr}) exec {program} run --config {config} 2>>{stderr}"
+    );
+    let pid = lab.spawn("ph1", &["sh", "-c", &script]).unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    let mut entries = String::new();
+    while !entries.contains("MESH_EVENT=metrics_served\n") {
+        let len = journal.recv(&mut buffer).expect("the journal receives the start");
+        entries.push_str(&String::from_utf8_lossy(&buffer[..len]));
+    }
+    assert!(entries.contains("MESSAGE=mesh-node starts node=ph1 mesh=lab "), "{entries}");
+    for field in ["PRIORITY=6\n", "SYSLOG_IDENTIFIER=mesh-node\n", "MESH_EVENT=starting\n", "MESH_NODE=ph1\n"]
+    {
+        assert!(entries.contains(field), "{field}: {entries}");
+    }
+    let twice = std::fs::read_to_string(&stderr).unwrap();
+    assert!(twice.is_empty(), "nothing is written twice: {twice}");
+    signal(pid, "TERM").unwrap();
+    while !entries.contains("MESH_EVENT=stopped\n") {
+        let len = journal.recv(&mut buffer).expect("the journal receives the stop");
+        entries.push_str(&String::from_utf8_lossy(&buffer[..len]));
+    }
 }
