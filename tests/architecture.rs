@@ -48,11 +48,15 @@ fn is_test(path: &Path) -> bool {
 const ARROWS: &[(&str, &[&str])] = &[
     ("forward", &["forward"]),
     ("tunnel", &["forward", "tunnel"]),
-    ("control", &["forward", "control", "config"]),
+    ("notice", &["notice"]),
+    ("control", &["forward", "control", "config", "notice"]),
     ("config", &["forward", "config"]),
-    ("io", &["forward", "control", "config", "io", "tunnel"]),
-    ("packet_loop", &["forward", "io", "tunnel", "packet_loop"]),
-    ("control_loop", &["forward", "control", "config", "io", "tunnel", "packet_loop", "control_loop"]),
+    ("io", &["forward", "control", "config", "notice", "io", "tunnel"]),
+    ("packet_loop", &["forward", "notice", "io", "tunnel", "packet_loop"]),
+    (
+        "control_loop",
+        &["forward", "control", "config", "notice", "io", "tunnel", "packet_loop", "control_loop"],
+    ),
 ];
 
 #[test]
@@ -72,7 +76,7 @@ fn no_arrow_points_against_the_picture() {
 
 #[test]
 fn pure_modules_neither_wait_nor_lock_nor_read_a_clock() {
-    for name in ["forward", "control"] {
+    for name in ["forward", "control", "notice"] {
         for path in module(name).iter().filter(|p| !is_test(p)) {
             for line in code(path) {
                 for word in [
@@ -87,6 +91,24 @@ fn pure_modules_neither_wait_nor_lock_nor_read_a_clock() {
                 ] {
                     assert!(!line.contains(word), "{}: {word} in a pure module: {line}", path.display());
                 }
+            }
+        }
+    }
+}
+
+/// Debug and trace lines are for who reads the source; all else is in the catalogue, with its remedy.
+#[test]
+fn what_an_operator_is_told_is_a_notice() {
+    let mut all = Vec::new();
+    sources(&root().join("mesh-node/src"), &mut all);
+    for path in all.iter().filter(|p| !is_test(p) && !p.ends_with("notice/catalogue.rs")) {
+        for line in code(path) {
+            for word in ["info!(", "warn!(", "error!("] {
+                assert!(
+                    !line.contains(word),
+                    "{}: {word} outside the catalogue: make it a Notice of notice/catalogue.rs: {line}",
+                    path.display()
+                );
             }
         }
     }

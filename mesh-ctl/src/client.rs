@@ -98,6 +98,58 @@ pub(crate) async fn ask(
         .and_then(|(good, body)| understand(good, &body))
 }
 
+/// An answer without an end, in pieces.
+pub(crate) struct Stream {
+    body: hyper::body::Incoming,
+    driver: tokio::task::JoinHandle<hyper::Result<()>>,
+}
+
+impl Stream {
+    /// Asks; the node must begin its answer soon.
+    pub(crate) async fn open(socket: &Path, path: &str) -> Result<Self, Failure> {
+        let stream = UnixStream::connect(socket).await.map_err(|error| unreachable(socket, &error))?;
+        let asked = async {
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            let driver = tokio::spawn(connection);
+            let request = Request::get(path).header(HOST, "mesh-node").body(Full::<Bytes>::default());
+            // the path is one of ours
+            let request = request.unwrap_or_default();
+            let response = sender.send_request(request).await?;
+            Ok::<_, hyper::Error>((response, driver))
+        };
+        let silent = |text: String| Failure::Unreachable(format!("node at {}: {text}", socket.display()));
+        let (response, driver) = tokio::time::timeout(PATIENCE, asked)
+            .await
+            .map_err(|_| silent(format!("no answer within {} s", PATIENCE.as_secs())))?
+            .map_err(|error| silent(error.to_string()))?;
+        if response.status().is_success() {
+            return Ok(Self { body: response.into_body(), driver });
+        }
+        let refusal = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let refusal = refusal.map_err(|error| silent(error.to_string()))?.to_bytes();
+        Err(match understand(false, &refusal) {
+            Err(failure) => failure,
+            Ok(answer) => Failure::Other(anyhow::anyhow!("answer {answer} is not understood")),
+        })
+    }
+
+    /// The next piece; `None` when the node has ended the answer, or is gone.
+    pub(crate) async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            match self.body.frame().await?.ok()?.into_data() {
+                Ok(bytes) => return Some(bytes),
+                Err(_trailers) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
 fn unreachable(socket: &Path, error: &std::io::Error) -> Failure {
     let remedy = match error.kind() {
         ErrorKind::PermissionDenied => "become root or a member of the group `mesh`",

@@ -32,6 +32,8 @@ const ANSWERS: &[Answer] = &[
     ("egress", SchemaGenerator::into_root_schema_for::<api::EgressAnswer>),
     ("egress list", SchemaGenerator::into_root_schema_for::<api::EgressAnswer>),
     ("trace", SchemaGenerator::into_root_schema_for::<api::Trace>),
+    ("log-level", SchemaGenerator::into_root_schema_for::<api::LogLevel>),
+    ("monitor", SchemaGenerator::into_root_schema_for::<api::Event>),
     ("ping", SchemaGenerator::into_root_schema_for::<api::Ping>),
     ("reload", SchemaGenerator::into_root_schema_for::<api::Reload>),
     ("completions", SchemaGenerator::into_root_schema_for::<Script>),

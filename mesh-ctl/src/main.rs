@@ -20,6 +20,7 @@ use self::client::{Failure, Refusal, ask, escape};
 mod ca;
 mod client;
 mod describe;
+mod monitor;
 mod ping;
 mod show;
 
@@ -98,6 +99,22 @@ enum Command {
         #[arg(long, value_name = "N")]
         network: Option<NetworkName>,
     },
+    /// What happens, as it happens: one JSON object a line, until Ctrl-C
+    ///
+    /// The first line is the event monitor_started. Messages of the log at info and above are told whatever the log's filter
+    /// is; a reader that is too slow gets a line `lagged` with the number it missed. docs/messages.md lists all events.
+    #[command(
+        after_help = "Example:\n  mesh-ctl monitor | jq -r 'select(.level != \"info\") | .time + \" \" + .message'"
+    )]
+    Monitor,
+    /// Show or change what the running node logs
+    ///
+    /// A change is forgotten at the node's next start: set RUST_LOG in its unit to keep it. Only root may change it.
+    #[command(after_help = "Example:\n  mesh-ctl log-level info,mesh_node::control=debug")]
+    LogLevel {
+        /// A level (error, warn, info, debug, trace, off) or TARGET=LEVEL, several with commas between; without it, the one in force
+        filter: Option<String>,
+    },
     /// The JSON Schema of every answer, or of one command's
     #[command(after_help = "Example:\n  mesh-ctl schema route get > route-get.schema.json")]
     Schema {
@@ -173,7 +190,7 @@ enum EgressCommand {
     List,
 }
 
-/// What a command found: for people, for programs, and whether it is well.
+/// What a command found: for people, for programs (null if it was told as it came), and whether it is well.
 struct Outcome {
     text: String,
     value: Value,
@@ -193,7 +210,7 @@ async fn main() -> ExitCode {
     let cli = parse();
     match run(&cli).await {
         Ok(outcome) => {
-            if cli.json {
+            if cli.json && !outcome.value.is_null() {
                 print(&format!("{:#}\n", outcome.value));
             } else if !cli.quiet {
                 print(&outcome.text);
@@ -294,6 +311,22 @@ async fn run(cli: &Cli) -> Result<Outcome, Failure> {
             Ok(Outcome { value: json!(script), text: script.script, good: true })
         }
         Command::Man { dir } => Ok(wrote(describe::man(dir, Cli::command())?)),
+        Command::Monitor => {
+            monitor::monitor(&cli.socket, cli.quiet).await?;
+            Ok(Outcome { text: String::new(), value: Value::Null, good: true })
+        }
+        Command::LogLevel { filter: None } => {
+            outcome(get("/v1/log-level").await?, |level: &api::LogLevel| {
+                (format!("{}\n", level.filter), true)
+            })
+        }
+        Command::LogLevel { filter: Some(filter) } => {
+            let body = json!(api::LogLevelSet { filter: filter.clone() });
+            let answer = ask(&cli.socket, Method::PUT, "/v1/log-level", Some(body)).await?;
+            outcome(answer, |level: &api::LogLevel| {
+                (format!("{}, until the node's next start\n", level.filter), true)
+            })
+        }
     }
 }
 
@@ -385,11 +418,20 @@ mod tests {
             "mesh-ctl ca init --days 0",
             "mesh-ctl trace 10.0.0.1",
             "mesh-ctl route get ten",
+            "mesh-ctl monitor ph1",
+            "mesh-ctl log-level debug info",
         ] {
             let error = Cli::try_parse_from(line.split_whitespace()).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");
         }
-        for line in ["mesh-ctl egress", "mesh-ctl egress list --network blue", "mesh-ctl status --json -q"] {
+        for line in [
+            "mesh-ctl egress",
+            "mesh-ctl egress list --network blue",
+            "mesh-ctl status --json -q",
+            "mesh-ctl monitor",
+            "mesh-ctl log-level",
+            "mesh-ctl log-level info,mesh_node=debug",
+        ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
         }
     }

@@ -8,7 +8,6 @@ use arc_swap::ArcSwap;
 use mesh_proto::hello::{CloseCode, Message, TraceReply};
 use quinn::VarInt;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info};
 
 use crate::control::Control;
 use crate::control::event::{ConnId, Input, Output, Saved, Target, TunnelSpec};
@@ -16,12 +15,14 @@ use crate::control::host::HostState;
 use crate::control::status::{self, Figures, Traffic};
 use crate::forward::counters::{Direction, PeerCounters};
 use crate::forward::fib::{Fib, NetworkIx, NetworkSpec, PeerIx};
+use crate::io::notices::tell;
 use crate::io::now;
 use crate::io::query::{Query, View};
 use crate::io::quic::connection::{self, Context, Dial, Door, Event};
 use crate::io::quic::datagram::{Datagrams, InboundSender, read_datagrams};
 use crate::io::quic::echo::{Echoes, Unanswered};
 
+use crate::notice::Notice;
 use crate::tunnel::{Snapshot, Tunnel};
 
 /// How long a polite goodbye may take to reach the peers.
@@ -121,7 +122,7 @@ pub async fn run(mut control: Control, mut wiring: Wiring) {
         }
         state.carry_out(&mut control, &mut wiring);
     }
-    info!("saying goodbye");
+    tell(Notice::Goodbye {});
     control.handle(Input::Leave, now());
     state.carry_out(&mut control, &mut wiring);
     if !state.live.is_empty() {
@@ -232,6 +233,7 @@ impl Loop {
                 Output::Save(saved) => {
                     wiring.save.send_replace(saved);
                 }
+                Output::Tell(notice) => tell(notice),
                 Output::Traced { id, answer } => {
                     if let Some(reply) = self.traces.remove(&id) {
                         let _ = reply.send(answer);
@@ -304,7 +306,7 @@ pub async fn save_task(dir: std::path::PathBuf, mut saved: watch::Receiver<Saved
                 Err(error) => error.to_string(),
             };
             if !told {
-                error!(error, "state is not saved: a restart will not know what has changed");
+                tell(Notice::StateNotSaved { error });
                 told = true;
             }
             // a newer value, or the same once more; at a stop there is no more waiting

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use anyhow::Context as _;
-use tracing::{error, info};
-
 use crate::control::event::LocalNetwork;
 use crate::forward::fib::NetworkIx;
+use crate::io::notices::tell;
 use crate::io::quic::datagram::InboundSender;
 use crate::io::tun::Tun;
+use crate::notice::Notice;
 use crate::packet_loop::PacketLoops;
+use anyhow::Context as _;
 
 /// One TUN a network.
 pub struct Devices {
@@ -48,7 +48,11 @@ impl Devices {
 
     fn make(&mut self, network: &LocalNetwork) -> anyhow::Result<()> {
         let tun = Tun::create(&network.tun).with_context(|| format!("network {}", network.name))?;
-        info!(network = %network.name, tun = network.tun, offloads = ?tun.offloads(), "network");
+        tell(Notice::NetworkUp {
+            network: network.name.clone(),
+            tun: network.tun.clone(),
+            offloads: format!("{:?}", tun.offloads()),
+        });
         self.loops.add_network(network.ix, Arc::new(tun))?;
         Ok(())
     }
@@ -81,7 +85,7 @@ impl Devices {
                 }
                 Err(error) if !self.told => {
                     self.told = true;
-                    error!(error = format!("{error:#}"), "a lost device cannot be made anew: trying on");
+                    tell(Notice::DeviceNotMade { error: format!("{error:#}") });
                 }
                 Err(_) => {}
             }

@@ -1,5 +1,6 @@
 //! The daemon's parts. `forward` and `control` are pure and decide; `io` has the syscalls, sockets and the clock and
 //! makes no choices; the two loops are the only places where deciding meets doing. `node` builds and connects them.
+//! `notice` is what all of them tell the operator, as data.
 //!
 //! ```text
 //!        mesh-node/forward, tunnel ◄── control          pure
@@ -17,6 +18,7 @@ pub mod devices;
 pub mod forward;
 pub mod io;
 pub mod node;
+pub mod notice;
 pub mod packet_loop;
 pub mod prepare;
 mod reload;

@@ -1,14 +1,13 @@
 //! Arguments, logging, start, wait for a signal, stop.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
+use mesh_node::io::log::{self, Format};
 use mesh_node::{node, prepare};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// Joins this host's host-only networks to the mesh.
 #[derive(Parser)]
@@ -19,7 +18,7 @@ struct Arguments {
     /// Configuration file.
     #[arg(long, global = true, default_value = "/etc/mesh/node.toml")]
     config: PathBuf,
-    /// How to log: for people on a terminal, JSON otherwise.
+    /// How to log; `auto` is for people on a terminal, fields where stderr is the journal's, else JSON.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Auto)]
     log_format: LogFormat,
 }
@@ -37,11 +36,23 @@ enum LogFormat {
     Auto,
     Human,
     Json,
+    Journald,
+}
+
+impl From<LogFormat> for Format {
+    fn from(told: LogFormat) -> Self {
+        match told {
+            LogFormat::Auto => Self::Auto,
+            LogFormat::Human => Self::Human,
+            LogFormat::Json => Self::Json,
+            LogFormat::Journald => Self::Journald,
+        }
+    }
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    log_to_stderr(arguments.log_format);
+    let log = log::start(arguments.log_format.into());
     // quinn's tasks carry packets too: of the same rank as the packet threads, or those starve them
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().on_thread_start(mesh_node::packet_loop::prioritise);
@@ -61,7 +72,7 @@ fn main() -> ExitCode {
             println!("{}: fine", arguments.config.display());
             return Ok(());
         }
-        node::run(prepared, stop, hangup).await
+        node::run(prepared, log, stop, hangup).await
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -69,18 +80,6 @@ fn main() -> ExitCode {
             eprintln!("{error:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let terminal = std::io::stderr().is_terminal();
-    let human = format == LogFormat::Human || (format == LogFormat::Auto && terminal);
-    if human {
-        logger.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none()).with_target(false).init();
-    } else {
-        logger.json().flatten_event(true).with_target(false).init();
     }
 }
 

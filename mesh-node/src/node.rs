@@ -9,7 +9,6 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{info, warn};
 
 use crate::config::{Config, OnStop};
 use crate::control::Control;
@@ -21,9 +20,12 @@ use crate::forward::counters::Counters;
 use crate::io;
 use crate::io::host::HostSync;
 use crate::io::host::addresses::HostAddresses;
+use crate::io::log::LogFilter;
+use crate::io::notices::{self, tell};
 use crate::io::query::Query;
 use crate::io::quic::connection::{Context, Event};
 use crate::io::quic::tls::Credentials;
+use crate::notice::Notice;
 use crate::packet_loop::PacketLoops;
 use crate::prepare::{self, Prepared, Running};
 use crate::tunnel::Snapshot;
@@ -57,6 +59,7 @@ pub(crate) struct Node {
 /// All that can fail comes before the first change to the kernel, except for the devices, which go with their owner.
 pub async fn run(
     prepared: Prepared,
+    log: LogFilter,
     stop: impl Future<Output = ()>,
     mut hangup: Signal,
 ) -> anyhow::Result<()> {
@@ -66,8 +69,8 @@ pub async fn run(
     std::fs::create_dir_all(&node.state_dir)
         .with_context(|| format!("create {}", node.state_dir.display()))?;
     let (saved, complaints) = io::state::load(&node.state_dir);
-    for complaint in complaints {
-        warn!(complaint, "state on disk is damaged");
+    for error in complaints {
+        tell(Notice::StateDamaged { error });
     }
     let quic = io::quic::endpoint::bind(
         node.listen,
@@ -83,7 +86,7 @@ pub async fn run(
     let devices = Devices::start(loops, &local.networks)?;
     let mut sync = HostSync::open(&node.state_dir).await.context("open the kernel's configuration")?;
     for what in sync.clean_leftovers().await.context("clean what an earlier run left")? {
-        info!(what, "left by an earlier run: removed");
+        tell(Notice::LeftoverRemoved { what });
     }
 
     let (events_tx, events) = mpsc::channel::<Event>(EVENT_QUEUE);
@@ -95,14 +98,17 @@ pub async fn run(
     let (api_stop, api_stopped) = watch::channel(false);
     let (reloads_tx, mut reloads) = mpsc::channel(1);
 
-    info!(
-        node = %local.identity.node, mesh = %local.identity.mesh, listen = %node.listen,
-        endpoints = ?local.endpoints, version = env!("CARGO_PKG_VERSION"), "mesh-node starts"
-    );
+    tell(Notice::Starting {
+        node: local.identity.node.clone(),
+        mesh: local.identity.mesh.clone(),
+        listen: node.listen,
+        endpoints: local.endpoints.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+    });
     let networks = local.networks.clone();
     let running = Running { config, document, numbers, identity: local.identity.clone() };
     let control = Control::new(local, trust, saved, io::chance(), io::now())?;
-    let api = io::api::serve(&node.control_socket, queries_tx.clone(), reloads_tx, api_stopped)
+    let api = io::api::serve(&node.control_socket, queries_tx.clone(), reloads_tx, log, api_stopped)
         .with_context(|| format!("control socket {}", node.control_socket.display()))?;
     let context = Context { hello: control.hello(), events: events_tx.clone() };
     let wiring = Wiring {
@@ -138,14 +144,17 @@ pub async fn run(
     this.watch_addresses();
     this.serve_metrics();
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        warn!(%error, "systemd is not told");
+        tell(Notice::ServiceManagerDeaf { error: error.to_string() });
     }
 
     let mut check = tokio::time::interval(CHECK_DEVICES);
     tokio::pin!(stop);
+    let settle = notices::settle();
+    tokio::pin!(settle);
     loop {
         tokio::select! {
             () = &mut stop => break,
+            () = &mut settle => {}
             _ = check.tick() => this.mend_devices().await,
             Some(()) = hangup.recv() => drop(this.reload().await),
             Some(reply) = reloads.recv() => {
@@ -156,7 +165,7 @@ pub async fn run(
     let Node { running, mut devices, watcher, metrics, .. } = this;
     let _ = stop_loop.send(());
     if timeout(PATIENCE, control_task).await.is_err() {
-        warn!("the control loop does not end: going on without its goodbye");
+        tell(Notice::ControlHangs {});
     }
     drop((watcher, metrics));
     let _ = api_stop.send(true);
@@ -170,7 +179,7 @@ pub async fn run(
         Ok(Ok(sync)) => sync,
         hangs_or_died => {
             host_task.abort();
-            warn!(died = hangs_or_died.is_ok(), "the host task does not end: its state is found anew");
+            tell(Notice::HostTaskHangs { died: hangs_or_died.is_ok() });
             HostSync::open(&node.state_dir).await.context("open the kernel's configuration")?
         }
     };
@@ -178,10 +187,11 @@ pub async fn run(
     let removed = timeout(PATIENCE * 2, sync.remove_all(block)).await;
     devices.stop();
     if timeout(PATIENCE / 2, saver).await.is_err() {
-        warn!("the disk is too slow: the latest state is not saved");
+        tell(Notice::StateSavedTooSlowly {});
     }
     removed.context("remove our kernel state: it takes too long")?.context("remove our kernel state")?;
-    info!("stopped");
+    notices::settle_at_once();
+    tell(Notice::Stopped {});
     Ok(())
 }
 
@@ -232,7 +242,7 @@ async fn only_node() -> anyhow::Result<Option<tokio::net::UnixListener>> {
                     holder.pid().unwrap_or_default()
                 ),
                 _ => {
-                    warn!("somebody who is not root holds the lock of this host: started without it");
+                    tell(Notice::HostLockTaken {});
                     Ok(None)
                 }
             }
@@ -260,5 +270,5 @@ async fn watch_addresses(ours: Ours, events: mpsc::Sender<Event>) {
             return;
         }
     }
-    warn!("addresses of the host are no longer watched: a change is told to peers at the next start only");
+    tell(Notice::AddressesUnwatched {});
 }

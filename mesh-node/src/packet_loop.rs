@@ -31,9 +31,11 @@ use tokio::sync::mpsc;
 
 use crate::forward::counters::{Counters, Worker};
 use crate::forward::fib::{NetworkIx, PeerIx};
+use crate::io::notices::tell;
 use crate::io::quic::datagram::{InboundSender, inbound_queue};
 use crate::io::tun::Tun;
 use crate::io::tun::sys::prioritise_thread;
+use crate::notice::Notice;
 use crate::tunnel::Snapshot;
 
 /// Packet threads run before ordinary ones: they hold the packets of all of them. A unit's `Nice=` says the same; this
@@ -166,6 +168,6 @@ fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> io::Result<JoinH
 fn join(thread: JoinHandle<()>) {
     let name = thread.thread().name().unwrap_or_default().to_owned();
     if thread.join().is_err() {
-        tracing::error!(name, "packet thread ended by a panic");
+        tell(Notice::PacketThreadDied { thread: name });
     }
 }

@@ -4,14 +4,15 @@ use std::path::Path;
 
 use mesh_proto::api::{Reload, ReloadChange, SCHEMA};
 use mesh_proto::identity::rfc3339;
-use tracing::{error, info, warn};
 
 use crate::config::document::{Change, Document};
 use crate::control::event::{Input, LocalNetwork, Reloaded};
+use crate::io::notices::tell;
 use crate::io::quic;
 use crate::io::quic::connection::Event;
 use crate::io::quic::tls::Credentials;
 use crate::node::Node;
+use crate::notice::Notice;
 use crate::prepare::{Prepared, Running, prepare_for};
 
 const APPLIED: &str = "applied";
@@ -143,13 +144,12 @@ fn told(change: Change, state: &str) -> ReloadChange {
 
 fn log(report: &Reload) {
     let effective = report.changes.iter().filter(|change| change.state != REJECTED);
-    for change in effective {
-        let (before, after) = (change.before.as_deref(), change.after.as_deref());
-        info!(key = change.key, before, after, state = change.state, "configuration changed");
+    for ReloadChange { key, before, after, state } in effective.cloned() {
+        tell(Notice::KeyChanged { key, before, after, state });
     }
-    match (report.state.as_str(), &report.reason) {
-        (REJECTED, reason) => error!(reason, "the configuration is rejected: nothing was applied"),
-        (_, Some(reason)) => warn!(reason, "the configuration is applied in part"),
-        (_, None) => info!(changes = report.changes.len(), "the configuration is applied"),
-    }
+    tell(match (report.state.as_str(), report.reason.clone()) {
+        (REJECTED, error) => Notice::ConfigurationRejected { error: error.unwrap_or_default() },
+        (_, Some(text)) => Notice::ConfigurationInPart { text },
+        (_, None) => Notice::ConfigurationApplied { count: report.changes.len() as u64 },
+    });
 }

@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Prefix;
 
+mod events;
+
+pub use self::events::{Event, FieldValue, LogLevel, LogLevelSet};
+
 /// Version of all answers.
 pub const SCHEMA: u32 = 1;
 

@@ -76,6 +76,15 @@ pub fn rfc3339(unix: i64) -> String {
         .unwrap_or_else(|| unix.to_string())
 }
 
+/// Milliseconds since 1970 as RFC 3339.
+pub fn rfc3339_ms(unix_ms: u64) -> String {
+    let nanoseconds = i128::from(unix_ms) * 1_000_000;
+    time::OffsetDateTime::from_unix_timestamp_nanos(nanoseconds)
+        .ok()
+        .and_then(|t| t.format(&time::format_description::well_known::Rfc3339).ok())
+        .unwrap_or_else(|| unix_ms.to_string())
+}
+
 /// Whom a certificate proves, and what it allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {

@@ -115,6 +115,8 @@ fn every_answer_is_as_the_published_schema_says() {
         ("ping", &["10.77.2.10", "-c", "1"], 0),
         ("ping", &["9.9.9.9"], 1),
         ("reload", &[], 0),
+        ("log-level", &[], 0),
+        ("log-level", &["info"], 0),
         ("completions", &["bash"], 0),
         ("man", &[&pages], 0),
     ];
@@ -131,6 +133,12 @@ fn every_answer_is_as_the_published_schema_says() {
         check(&schemas, command, &answer);
         tried.insert(command);
     }
+    // a stream: each line is an answer
+    let program = lab::node::binary("mesh-ctl").unwrap();
+    let socket = lab.file("ph1", "node.sock");
+    let stream = format!("timeout 2 {} --socket {} monitor | head -n 1", program.display(), socket.display());
+    check(&schemas, "monitor", &lab.sh("ph1", &stream).unwrap());
+    tried.insert("monitor");
     let published: BTreeSet<&str> = schemas.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(tried, published, "each command's real answer is compared");
 

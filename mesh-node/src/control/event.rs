@@ -13,6 +13,7 @@ use super::Trust;
 use super::host::HostState;
 use crate::config::{AnnounceConfig, EgressChoice, EgressConfig, ForeignChains};
 use crate::forward::fib::{Expose, NetworkIx, NetworkSpec, PeerIx};
+use crate::notice::Notice;
 
 /// A moment, by both clocks: timers run on `mono`, records and certificates on `unix_ms`.
 #[derive(Debug, Clone, Copy)]
@@ -263,6 +264,8 @@ pub enum Output {
     Hello(Hello),
     /// Put on disk.
     Save(Saved),
+    /// Let the operator know.
+    Tell(Notice),
     /// The answer to `Input::Trace`.
     Traced {
         /// Of the request.

@@ -1,15 +1,15 @@
 //! Control messages: records are verified, kept if they are news, and passed on; ours is signed anew when it changes.
 
-use mesh_proto::NodeId;
 use mesh_proto::hello::{CloseCode, Message};
 use mesh_proto::limits::{MAX_MESSAGE, MAX_NETWORKS, MAX_RECORDS, MAX_RECORDS_PER_MESSAGE};
 use mesh_proto::record::{NetworkRecord, Record, RecordError, SignedRecord, VerifiedRecord};
 use rustls_pki_types::UnixTime;
-use tracing::{debug, error, warn};
+use tracing::debug;
 
 use super::event::{ConnId, LocalNode, Now, Output};
 use super::members::RefusedRecord;
 use super::{Control, Trust, rib};
+use crate::notice::Notice;
 
 /// At most what a length takes on the wire.
 const LENGTH: usize = 9;
@@ -55,10 +55,7 @@ impl Control {
                 Ok(verified) => verified,
                 Err(error) => {
                     self.counts.records_refused += 1;
-                    if let Some(suppressed) = self.limits.records.allow(now.mono) {
-                        let from = sender.as_ref().map(NodeId::as_str);
-                        warn!(from, %error, suppressed, "a record is refused");
-                    }
+                    self.tell(Notice::RecordRefused { from: sender.clone(), error: error.to_string() });
                     let of_sender = match &error {
                         RecordError::Prefix { node, record, .. }
                         | RecordError::Egress { node, record, .. } => {
@@ -84,12 +81,11 @@ impl Control {
                 // from our own past, or from a twin: be newer than it
                 if verified.record.version >= self.own.record.version {
                     self.own_name_elsewhere = self.own_name_elsewhere.saturating_add(1);
+                    if self.own_name_elsewhere > 1 {
+                        self.tell(Notice::OwnNameElsewhere { from: sender.clone() });
+                    }
                     // two of one name would answer each other without end
-                    if let Some(suppressed) = self.limits.answers.allow(now.mono) {
-                        if self.own_name_elsewhere > 1 {
-                            let from = sender.as_ref().map(NodeId::as_str);
-                            error!(from, suppressed, "another node uses this node's name");
-                        }
+                    if self.answers.allow(now.mono).is_some() {
                         self.own.record.version = verified.record.version;
                         self.announce(false, now);
                     }
@@ -107,7 +103,7 @@ impl Control {
             };
             if peer.record.as_ref().is_some_and(twin) && !peer.doubled {
                 peer.doubled = true;
-                error!(peer = %node, "two nodes use one name: both records have one version");
+                self.outputs.push_back(Output::Tell(Notice::NameDoubled { peer: node.clone() }));
             }
             if peer.record.as_ref().is_some_and(|old| !verified.replaces(old)) {
                 continue;
@@ -141,7 +137,7 @@ impl Control {
     pub(super) fn announce(&mut self, leaving: bool, now: Now) {
         match sign_own(&self.local, &self.trust, self.own.record.version, leaving, now) {
             Ok(own) => self.own = own,
-            Err(error) => return warn!(%error, "own record cannot be signed"),
+            Err(error) => return self.tell(Notice::OwnRecordUnsigned { error: error.to_string() }),
         }
         let own = [self.own.signed.clone()];
         let all: Vec<ConnId> = self.members.conns.keys().copied().collect();

@@ -16,23 +16,23 @@ use mesh_proto::{NetworkName, NodeId, Prefix, suggest};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rustls_pki_types::CertificateDer;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use self::event::{Input, LocalNode, Now, Output, Saved, Target, TunnelSpec};
 use self::exchange::{sign_own, unix_time};
 use self::host::HostState;
-use self::limiter::Limiter;
 use self::members::{Members, Seed};
 use self::rib::Election;
 use self::sessions::Dialer;
 use crate::forward::fib::NetworkSpec;
+use crate::notice::Notice;
+use crate::notice::limiter::Limiter;
 
 pub mod event;
 mod exchange;
 pub mod gauges;
 pub mod host;
 pub mod kernel;
-pub mod limiter;
 pub mod members;
 mod publish;
 mod reload;
@@ -108,15 +108,6 @@ pub struct Counts {
     pub reload_failed: bool,
 }
 
-/// Lines that a peer can trigger.
-#[derive(Debug, Default)]
-struct Limits {
-    refused: Limiter,
-    records: Limiter,
-    /// Announcements that answer a record of our own name.
-    answers: Limiter,
-}
-
 /// The node's decisions.
 #[derive(Debug)]
 pub struct Control {
@@ -130,7 +121,8 @@ pub struct Control {
     published: (Vec<Option<NetworkSpec>>, Vec<TunnelSpec>, Arc<HostState>),
     host: HostReport,
     counts: Counts,
-    limits: Limits,
+    /// Announcements that answer a record of our own name.
+    answers: Limiter,
     /// Records of our own name that were newer than ours: one may be from our past, more are another node's.
     own_name_elsewhere: u32,
     /// The networks' numbers have changed since the start: a hello may be older than that.
@@ -150,6 +142,7 @@ impl Control {
     ) -> Result<Self, mesh_proto::record::RecordError> {
         let mut members = Members::default();
         let mut last_version = 0;
+        let mut outputs = VecDeque::new();
         for signed in saved.records {
             match signed.verify(&trust.roots, unix_time(now.unix_ms)) {
                 Ok(known) if known.record.node == local.identity.node => last_version = known.record.version,
@@ -158,7 +151,9 @@ impl Control {
                     peer.left = known.record.leaving;
                     peer.record = Some(known);
                 }
-                Err(error) => info!(%error, "a record on disk is no longer good: forgotten"),
+                Err(error) => {
+                    outputs.push_back(Output::Tell(Notice::RecordForgotten { error: error.to_string() }));
+                }
             }
         }
         let seeds = local.seeds.iter().map(|(e, n)| (e.clone(), n.clone(), false));
@@ -183,11 +178,11 @@ impl Control {
             published: Default::default(),
             host: HostReport::default(),
             counts: Counts::default(),
-            limits: Limits::default(),
+            answers: Limiter::default(),
             own_name_elsewhere: 0,
             renumbered: false,
             traces: trace::Traces::default(),
-            outputs: VecDeque::new(),
+            outputs,
         };
         control.refresh();
         control.save();
@@ -256,7 +251,7 @@ impl Control {
             }
             Input::HostFailed(error) => {
                 if self.host.error.as_ref() != Some(&error) {
-                    warn!(error, "kernel state is not as it should be");
+                    self.tell(Notice::KernelFailed { error: error.clone() });
                 }
                 self.host.error = Some(error);
             }
@@ -268,7 +263,8 @@ impl Control {
             Input::Repaired(what) => self.repaired(what),
             Input::ForeignChains(chains) => {
                 for (chain, command) in chains.iter().filter(|c| !self.host.foreign.contains(c)) {
-                    warn!(chain, command, "a firewall chain of the host drops mesh traffic");
+                    let (chain, command) = (chain.clone(), command.clone());
+                    self.outputs.push_back(Output::Tell(Notice::ForeignChain { chain, command }));
                 }
                 self.host.foreign = chains;
             }
@@ -281,8 +277,12 @@ impl Control {
         self.handle_timeout(now);
     }
 
+    fn tell(&mut self, notice: Notice) {
+        self.outputs.push_back(Output::Tell(notice));
+    }
+
     fn repaired(&mut self, what: String) {
-        warn!(what, "somebody removed kernel state of ours: put back");
+        self.tell(Notice::KernelRepaired { what: what.clone() });
         self.host.repaired.push_back(what);
         if self.host.repaired.len() > 16 {
             self.host.repaired.pop_front();
@@ -352,6 +352,11 @@ impl Control {
         self.outputs.pop_front()
     }
 
+    /// This node's name.
+    pub fn node(&self) -> &NodeId {
+        &self.local.identity.node
+    }
+
     /// Counts for the metrics endpoint.
     pub fn counts(&self) -> &Counts {
         &self.counts
@@ -367,6 +372,7 @@ impl Control {
         let dialer = Dialer::new(now.mono);
         let seed = Seed { node: None, pinned: false, runtime: true, dialer, reason: None };
         self.members.seeds.entry(endpoint.to_owned()).or_insert(seed).dialer.hurry(now.mono);
+        self.tell(Notice::PeerAdded { endpoint: endpoint.to_owned() });
         self.save();
         self.handle_timeout(now);
     }
@@ -403,7 +409,7 @@ impl Control {
                 self.members.conns.remove(&tunnel.conn);
                 self.close(tunnel.conn, CloseCode::Removed, "removed by the operator".into());
             }
-            info!(peer = %node, "peer removed");
+            self.tell(Notice::PeerRemoved { peer: node.clone() });
             self.members.removed.insert(node);
         }
         self.refresh();

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_proto::{NetworkName, NodeId};
-use tracing::info;
+use mesh_proto::NetworkName;
 
 use super::event::{Output, Saved, Target, TunnelSpec};
 use super::rib::Election;
 use super::{Control, kernel, members, rib};
 use crate::forward::fib::NetworkSpec;
+use crate::notice::Notice;
 
 impl Control {
     /// Computes anew what packets and the kernel should see, and puts it out where it differs. Packets first: no packet
@@ -51,10 +51,12 @@ impl Control {
                     None => self.elected.remove(&key),
                 };
                 if before != election.elected {
-                    let destination = election.destination;
-                    let (from, to) =
-                        (before.as_ref().map(NodeId::as_str), election.elected.as_ref().map(NodeId::as_str));
-                    info!(%network, %destination, from, to, "egress node elected");
+                    let (at, destination) = (network.clone(), election.destination);
+                    let from = before.clone();
+                    self.outputs.push_back(Output::Tell(match election.elected.clone() {
+                        Some(to) => Notice::EgressElected { network: at, destination, from, to },
+                        None => Notice::EgressLost { network: at, destination, from },
+                    }));
                     if before.is_some() && election.elected.is_some() {
                         *self.counts.egress_failovers.entry(network.clone()).or_default() += 1;
                     }

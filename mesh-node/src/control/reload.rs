@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 
 use mesh_proto::NodeId;
 use mesh_proto::hello::{CloseCode, Message, NetworkHandle};
-use tracing::warn;
 
 use super::event::{ConnId, LocalNode, Now, Output, Target};
 use super::exchange::unix_time;
 use super::members::Seed;
 use super::sessions::Dialer;
 use super::{Control, Trust};
+use crate::notice::Notice;
 
 impl Control {
     /// Puts new facts in the place of the old ones; the name stays.
@@ -86,17 +86,19 @@ impl Control {
     /// Other CAs count: what only the former ones vouch for goes.
     fn forget_untrusted(&mut self, now: Now) {
         let mut dropped = Vec::new();
+        let mut told = Vec::new();
         for (node, peer) in &mut self.members.peers {
             let Some(known) = &peer.record else { continue };
             match known.signed.clone().verify(&self.trust.roots, unix_time(now.unix_ms)) {
                 Ok(verified) => peer.record = Some(verified),
                 Err(error) => {
-                    warn!(peer = %node, %error, "the CAs have changed: the record of a peer is no longer good");
+                    told.push(Notice::PeerDistrusted { peer: node.clone(), error: error.to_string() });
                     peer.record = None;
                     dropped.extend(peer.tunnel.as_ref().map(|t| (t.conn, node.clone())));
                 }
             }
         }
+        told.into_iter().for_each(|notice| self.tell(notice));
         for (conn, node) in dropped {
             let text = format!("the certificate of {node} is not of a CA that counts here any more");
             self.drop_tunnel(conn, CloseCode::Mesh, text, now);

@@ -16,6 +16,7 @@ use super::event::*;
 use super::*;
 use crate::config::{EgressChoice, EgressConfig};
 use crate::forward::fib::{Egress, Expose, NetworkIx};
+use crate::notice::limits::Limits;
 
 mod gauges;
 mod reload;
@@ -39,6 +40,8 @@ struct World {
     dials: BTreeMap<String, usize>,
     /// What handshakes under way say, where not what the node would say.
     hellos: BTreeMap<String, Hello>,
+    /// What the operator was told, by node.
+    told: BTreeMap<String, Vec<Notice>>,
 }
 
 struct Running {
@@ -69,6 +72,7 @@ impl World {
             cut: Vec::new(),
             dials: BTreeMap::new(),
             hellos: BTreeMap::new(),
+            told: BTreeMap::new(),
         }
     }
 
@@ -203,6 +207,7 @@ impl World {
             Output::Dial { target, endpoint: at, expect } => self.dial(node, target, at, expect),
             // dials of this world end at once
             Output::Traced { .. } | Output::CancelDial(_) | Output::Hello(_) => {}
+            Output::Tell(notice) => self.told.entry(node.into()).or_default().push(notice),
         }
     }
 
@@ -610,7 +615,8 @@ fn largest_records_are_sent_in_messages_that_the_other_side_takes() {
     control.send_records(ConnId(1), &vec![large; 100]);
     control.send_records(ConnId(1), &vec![control.own.signed.clone(); 200]);
     let mut sent = 0;
-    while let Some(Output::Send { message, .. }) = control.poll_output() {
+    while let Some(output) = control.poll_output() {
+        let Output::Send { message, .. } = output else { panic!("{output:?}") };
         let Message::Records(records) = &message else { panic!() };
         sent += records.len();
         assert!(records.len() <= MAX_RECORDS_PER_MESSAGE);
@@ -642,15 +648,120 @@ fn a_twin_of_this_node_or_of_a_peer_is_told_and_answered_a_bounded_number_of_tim
     let notes = world.nodes["ph1"].control.status(now).notes;
     assert!(notes.iter().any(|n| n.contains("another node uses the name ph1")), "{notes:?}");
     world.settle();
+    few_lines_of(&world, 98, &["own_name_elsewhere"]);
 
     let two = &world.nodes["ph2"].control;
     let mut record = two.own.record.clone();
     record.endpoints.clear();
     let signed = SignedRecord::sign(&record, &two.trust.key, &two.trust.chain);
     let old = two.own.signed.clone();
-    world.input("ph1", Input::Message { conn, message: Message::Records(vec![old, signed]) });
+    for _ in 0..100 {
+        let message = Message::Records(vec![old.clone(), signed.clone(), old.clone()]);
+        world.input("ph1", Input::Message { conn, message });
+    }
     let notes = world.nodes["ph1"].control.status(now).notes;
     assert!(notes.iter().any(|n| n.contains("two nodes use the name ph2")), "{notes:?}");
+    world.settle();
+    few_lines_of(&world, 1, &["name_doubled"]);
+}
+
+/// Notices of a name that the operator sees of those that a node told, all in one moment.
+fn shown(world: &World, node: &str, event: &str) -> (usize, usize) {
+    let mut limits = Limits::default();
+    let told: Vec<_> = world.told[node].iter().filter(|notice| notice.kind().event == event).collect();
+    let shown = told.iter().filter(|notice| limits.admit(notice, world.base).is_some()).count();
+    (told.len(), shown)
+}
+
+#[test]
+fn the_operator_is_told_of_tunnels_and_of_egress_nodes_that_come_and_go() {
+    let mut world = World::new();
+    world.start(1, &[], EgressChoice::Auto, false);
+    world.start(2, &[1], none(), true);
+    world.run(Duration::from_secs(2));
+    world.kill("ph2");
+    world.run(Duration::from_secs(1));
+    let events: Vec<&str> = world.told["ph1"].iter().map(|notice| notice.kind().event).collect();
+    let place = |event: &str| events.iter().position(|e| *e == event).expect(event);
+    assert!(place("tunnel_up") < place("tunnel_down"), "{events:?}");
+    assert!(place("egress_elected") < place("egress_lost"), "{events:?}");
+    let Notice::EgressElected { from, to, .. } = &world.told["ph1"][place("egress_elected")] else {
+        panic!()
+    };
+    assert_eq!((from.as_ref(), to.as_str()), (None, "ph2"));
+}
+
+/// These kinds were told as often as a flood is long; of them, and of all others, the operator sees few lines.
+fn few_lines_of(world: &World, flood: usize, events: &[&str]) {
+    for event in events {
+        let (told, shown) = shown(world, "ph1", event);
+        assert!(told >= flood, "the flood arrives: {told} of {event}");
+        assert!((1..=20).contains(&shown), "{shown} lines of {event}");
+    }
+    let kinds: std::collections::BTreeSet<&str> = world.told["ph1"].iter().map(|n| n.kind().event).collect();
+    for event in kinds {
+        let (_, shown) = shown(world, "ph1", event);
+        assert!(shown <= 20, "{shown} lines of {event}");
+    }
+}
+
+#[test]
+fn a_flood_of_refused_strangers_forged_records_and_failing_dials_is_few_lines_to_the_operator() {
+    let mut world = World::new();
+    world.start(1, &[], none(), false);
+    world.start(2, &[1], none(), false);
+    world.run(Duration::from_secs(2));
+    // strangers, each time with another reason
+    for n in 0..1000 {
+        let endpoint = SocketAddr::new([203, 0, 113, (n % 250) as u8].into(), 4650);
+        let reason = Reason { label: "unknown_ca", text: format!("certificate {n}") };
+        world.input("ph1", Input::AcceptFailed { endpoint, node: None, reason });
+    }
+    // a peer that passes on what is signed by nobody
+    let conn = world.only_conn("ph1");
+    let mut forged = world.nodes["ph2"].control.own.signed.clone();
+    for n in 0..1000 {
+        forged.signature[0] = n as u8;
+        forged.signature[1] = (n >> 8) as u8;
+        let message = Message::Records(vec![forged.clone()]);
+        world.input("ph1", Input::Message { conn, message });
+    }
+    // somebody at a peer's endpoint who answers in other words each time
+    world.kill("ph2");
+    for n in 0..1000 {
+        let reason = Reason { label: "timeout", text: format!("attempt {n}") };
+        let target = Target::Node("ph2".parse().unwrap());
+        world.input("ph1", Input::DialFailed { target, endpoint: endpoint(2), reason });
+    }
+    world.settle();
+    few_lines_of(&world, 999, &["connection_refused", "record_refused", "dial_failed"]);
+}
+
+#[test]
+fn a_peer_that_comes_and_goes_without_end_is_few_lines_to_the_operator_as_are_its_egress_roles() {
+    let mut world = World::new();
+    world.start(1, &[], EgressChoice::Auto, false);
+    world.start(2, &[1], none(), true);
+    world.run(Duration::from_secs(2));
+    let (hello, identity) = {
+        let two = &world.nodes["ph2"].control;
+        (two.hello(), two.local.identity.clone())
+    };
+    let old = world.only_conn("ph1");
+    let lost = || Reason { label: "timeout", text: "nothing heard in time".into() };
+    world.input("ph1", Input::TunnelClosed { conn: old, reason: lost() });
+    for n in 0..500 {
+        let conn = ConnId(100_000 + n);
+        let (hello, identity, endpoint) = (hello.clone(), identity.clone(), endpoint(2).parse().unwrap());
+        let took = Duration::ZERO;
+        world.input("ph1", Input::TunnelUp { conn, identity, endpoint, dialed: None, hello, took });
+        let left = || Reason { label: CloseCode::Leaving.reason(), text: "the node stops".into() };
+        let reason = if n % 2 == 0 { lost() } else { left() };
+        world.input("ph1", Input::TunnelClosed { conn, reason });
+    }
+    world.settle();
+    few_lines_of(&world, 500, &["tunnel_up"]);
+    few_lines_of(&world, 250, &["tunnel_down", "peer_left", "egress_elected", "egress_lost"]);
 }
 
 #[test]

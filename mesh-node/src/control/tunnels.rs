@@ -7,12 +7,13 @@ use mesh_proto::hello::{CloseCode, Hello};
 use mesh_proto::identity::Identity;
 use mesh_proto::limits::MIN_UDP_PAYLOAD;
 use mesh_proto::record::SignedRecord;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use super::Control;
 use super::event::{ConnId, Now, Output, Reason, Target};
 use super::members::{Stranger, Tunnel};
 use super::sessions::{Claim, Dialer};
+use crate::notice::Notice;
 
 impl Control {
     pub(super) fn tunnel_up(
@@ -54,7 +55,8 @@ impl Control {
             }
             superseded = Some(old.conn);
         }
-        info!(peer = %node, %endpoint, dialed = dialed.is_some(), "tunnel up");
+        let up = Notice::TunnelUp { peer: node.clone(), endpoint, dialed: dialed.is_some() };
+        self.outputs.push_back(Output::Tell(up));
         if dialed.is_none() && peer.dialer.dialing {
             self.outputs.push_back(Output::CancelDial(Target::Node(node.clone())));
         }
@@ -93,11 +95,12 @@ impl Control {
         }
         let said = peer.record.as_ref().is_some_and(|r| r.record.leaving);
         let left = said || reason.label == CloseCode::Leaving.reason();
-        if left {
-            info!(peer = %node, "peer has left");
+        let notice = if left {
+            Notice::PeerLeft { peer: node }
         } else {
-            warn!(peer = %node, reason = reason.label, text = reason.text, "tunnel down");
-        }
+            Notice::TunnelDown { peer: node, reason: reason.label, text: reason.text.clone() }
+        };
+        self.outputs.push_back(Output::Tell(notice));
         let since = peer.tunnel.take().map_or(now.mono, |t| t.claim.since);
         peer.failed = true;
         peer.left = left;
@@ -132,7 +135,12 @@ impl Control {
         if shown.as_ref() == Some(&reason) {
             debug!(peer = name, endpoint, reason = reason.label, text = reason.text, "dial failed again");
         } else {
-            warn!(peer = name, endpoint, reason = reason.label, text = reason.text, "dial failed");
+            self.outputs.push_back(Output::Tell(Notice::DialFailed {
+                peer: name.to_owned(),
+                endpoint: endpoint.to_owned(),
+                reason: reason.label,
+                text: reason.text.clone(),
+            }));
         }
         *shown = Some(reason.clone());
         *self.counts.handshake_failures.entry(reason.label).or_default() += 1;
@@ -170,8 +178,9 @@ impl Control {
         let known = self.members.strangers.get(&key).is_some_and(|s| s.reason == reason);
         if known {
             debug!(%endpoint, reason = reason.label, text = reason.text, "refused again");
-        } else if let Some(suppressed) = self.limits.refused.allow(now.mono) {
-            warn!(%endpoint, reason = reason.label, text = reason.text, suppressed, "refused a connection");
+        } else {
+            let (node, text) = (node.clone(), reason.text.clone());
+            self.tell(Notice::ConnectionRefused { endpoint, node, reason: reason.label, text });
         }
         *self.counts.handshake_failures.entry(reason.label).or_default() += 1;
         self.members.refused(endpoint, Stranger { node, reason, unix_ms: now.unix_ms });

@@ -16,28 +16,40 @@ use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use mesh_proto::NodeId;
 use mesh_proto::api::{
-    Done, EchoAnswer, EchoAsk, Hop, PeerAdd, PeerAnswer, Problem, Reload, SCHEMA, Trace, TraceAsk,
+    Done, EchoAnswer, EchoAsk, Hop, LogLevel, LogLevelSet, PeerAdd, PeerAnswer, Problem, Reload, SCHEMA,
+    Trace, TraceAsk,
 };
 use mesh_proto::suggest;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::events::Readers;
+use super::log::LogFilter;
+use super::notices::tell;
 use super::query::{Query, View};
 use super::quic::echo::Unanswered;
 use crate::config;
 use crate::control::Control;
+use crate::notice::Notice;
 
 /// Longest time for the other nodes of a trace to answer.
 const TRACE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// Asks for a reload; answered with its report.
 pub type ReloadRequest = oneshot::Sender<Reload>;
+/// RFC 9457 section 3.
+const PROBLEM: &str = "application/problem+json";
+
+/// Longest refusal of axum's own that is passed on.
+const MAX_REFUSAL: usize = 4096;
 
 #[derive(Clone)]
 struct Server {
     queries: mpsc::Sender<Query>,
     reloads: mpsc::Sender<ReloadRequest>,
+    log: LogFilter,
+    readers: Readers,
 }
 
 #[derive(Clone, Copy)]
@@ -54,7 +66,7 @@ impl Connected<IncomingStream<'_, UnixListener>> for Caller {
 
 fn problem(status: StatusCode, title: impl Into<String>) -> Response {
     let body = Problem { status: status.as_u16(), title: title.into() };
-    (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(body)).into_response()
+    (status, [(header::CONTENT_TYPE, PROBLEM)], Json(body)).into_response()
 }
 
 fn stopping() -> Response {
@@ -216,6 +228,56 @@ async fn trace(State(server): State<Server>, Json(ask): Json<TraceAsk>) -> Respo
     }
 }
 
+async fn events(State(server): State<Server>) -> Response {
+    let Some(node) = server.ask(|control, _| control.node().clone()).await else { return stopping() };
+    server.readers.stream(node).unwrap_or_else(|| {
+        let text = "too many monitors read this node's events: end one of the others";
+        problem(StatusCode::SERVICE_UNAVAILABLE, text)
+    })
+}
+
+async fn log_level(State(server): State<Server>) -> Response {
+    Json(LogLevel { schema: SCHEMA, filter: server.log.current() }).into_response()
+}
+
+async fn log_level_set(
+    State(server): State<Server>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    Json(set): Json<LogLevelSet>,
+) -> Response {
+    if let Some(refusal) = refused(caller) {
+        return refusal;
+    }
+    match server.log.set(&set.filter) {
+        Ok(()) => {
+            let filter = server.log.current();
+            tell(Notice::LogFilterSet { filter: filter.clone() });
+            Json(LogLevel { schema: SCHEMA, filter }).into_response()
+        }
+        Err(error) => problem(StatusCode::BAD_REQUEST, error),
+    }
+}
+
+/// What axum itself refuses (a method, a body, a query) is a problem document as everything else is.
+async fn as_problem(response: Response) -> Response {
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    let told = kind.is_some_and(|kind| kind == PROBLEM);
+    if told || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let (mut head, body) = response.into_parts();
+    let text = axum::body::to_bytes(body, MAX_REFUSAL).await.unwrap_or_default();
+    let title = match String::from_utf8_lossy(&text).trim() {
+        "" => format!("{status}: are mesh-ctl and mesh-node of one version?"),
+        text => text.to_owned(),
+    };
+    let (made, body) = problem(status, title).into_parts();
+    head.headers.remove(header::CONTENT_LENGTH);
+    head.headers.extend(made.headers);
+    Response::from_parts(head, body)
+}
+
 fn router(server: Server) -> Router {
     Router::new()
         .route(
@@ -238,9 +300,12 @@ fn router(server: Server) -> Router {
         .route("/v1/trace", post(trace))
         .route("/v1/reload", post(reload))
         .route("/v1/ping", post(ping))
+        .route("/v1/events", get(events))
+        .route("/v1/log-level", get(log_level).put(log_level_set))
         .fallback(|| async {
             problem(StatusCode::NOT_FOUND, "this node has no such resource: is it of another version?")
         })
+        .layer(axum::middleware::map_response(as_problem))
         .with_state(server)
 }
 
@@ -249,6 +314,7 @@ pub fn serve(
     path: &FsPath,
     queries: mpsc::Sender<Query>,
     reloads: mpsc::Sender<ReloadRequest>,
+    log: LogFilter,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
     if let Some(dir) = path.parent() {
@@ -261,13 +327,14 @@ pub fn serve(
         std::os::unix::fs::chown(path, None, Some(gid))?;
     }
     let path = Arc::<FsPath>::from(path);
-    let service = router(Server { queries, reloads }).into_make_service_with_connect_info::<Caller>();
+    let server = Server { queries, reloads, log, readers: Readers::new(stop.clone()) };
+    let service = router(server).into_make_service_with_connect_info::<Caller>();
     Ok(async move {
         let server = axum::serve(listener, service).with_graceful_shutdown(async move {
             let _ = stop.changed().await;
         });
         if let Err(error) = server.await {
-            tracing::error!(%error, "the control socket has failed");
+            tell(Notice::ControlSocketFailed { error: error.to_string() });
         }
         let _ = std::fs::remove_file(path);
     })

@@ -13,7 +13,9 @@ use axum::routing::get;
 use futures_util::future::BoxFuture;
 use prometheus::TextEncoder;
 use tokio::net::TcpListener;
-use tracing::{info, warn};
+
+use super::notices::tell;
+use crate::notice::Notice;
 
 mod families;
 pub mod input;
@@ -34,7 +36,7 @@ where
     R: Fn() -> BoxFuture<'static, String> + Clone + Send + Sync + 'static,
 {
     let listener = bind(address).await;
-    info!(%address, "metrics are served");
+    tell(Notice::MetricsServed { address });
     axum::serve(listener, router(render)).await
 }
 
@@ -56,7 +58,7 @@ async fn bind(address: SocketAddr) -> TcpListener {
             Ok(listener) => return listener,
             Err(error) if !warned => {
                 warned = true;
-                warn!(%address, %error, "metrics cannot be served yet: trying on; is the address this host's, and free?");
+                tell(Notice::MetricsWaiting { address, error: error.to_string() });
             }
             Err(_) => {}
         }
@@ -67,7 +69,7 @@ async fn bind(address: SocketAddr) -> TcpListener {
 /// The text of a scrape.
 pub fn exposition(input: &MetricsInput) -> String {
     TextEncoder::new().encode_to_string(&families::all(input)).unwrap_or_else(|error| {
-        warn!(%error, "metrics cannot be written");
+        tell(Notice::MetricsUnwritable { error: error.to_string() });
         String::new()
     })
 }

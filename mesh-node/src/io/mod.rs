@@ -5,8 +5,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use crate::control::event::Now;
 
 pub mod api;
+pub mod events;
 pub mod host;
+pub mod journal;
+pub mod log;
 pub mod metrics;
+pub mod notices;
 pub mod query;
 pub mod quic;
 pub mod scrape;

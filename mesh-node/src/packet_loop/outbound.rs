@@ -19,7 +19,9 @@ use crate::forward::counters::{Batch, Direction, Drops, Flow, TrafficCount, Work
 use crate::forward::fib::{NetworkIx, PeerIx};
 use crate::forward::segment::{self, NEEDS_CSUM, VnetHdr};
 use crate::forward::{self, DropReason, Internet, Outcome, Verdict};
+use crate::io::notices::tell;
 use crate::io::tun::{READ_BUFFER, Read, Tun, VNET_HEADER, Wait};
+use crate::notice::Notice;
 use crate::tunnel::{OutBatch, Sent, Snapshot, Tunnel};
 
 /// Limits of one batch: what the far side can buffer in a go, and about 0.2 ms of work.
@@ -56,7 +58,7 @@ pub(super) fn run(shared: &Shared, network: NetworkIx, tun: &Tun, stop: &AtomicB
             Err(error) => {
                 errors += 1;
                 if errors == ERROR_TRIES {
-                    tracing::error!(device = tun.name(), %error, "gave up reading from the device");
+                    tell(Notice::DeviceLost { device: tun.name().to_owned(), error: error.to_string() });
                     return;
                 }
                 std::thread::sleep(ERROR_PAUSE);

@@ -16,6 +16,8 @@ use crate::control::host::rules::{Rule, rule_changes, rules as wanted_rules};
 use crate::control::host::ruleset::{removal, ruleset};
 use crate::control::host::sysctls::{Sysctl, forwarding, sysctls as wanted_sysctls};
 use crate::control::host::{HostOut, HostState, egress_mark};
+use crate::io::notices::tell;
+use crate::notice::Notice;
 
 pub mod addresses;
 pub mod conntrack;
@@ -180,7 +182,7 @@ impl HostSync {
         let mut first = None;
         let mut note = |done: Result<(), HostError>| {
             if let Err(error) = done {
-                tracing::warn!(%error, "a step of the tear-down failed");
+                tell(Notice::TearDownFailed { error: error.to_string() });
                 first.get_or_insert(error);
             }
         };
@@ -380,7 +382,7 @@ impl HostSync {
         let marks: BTreeSet<u32> = holding.map(|network| egress_mark(network.slot)).collect();
         for mark in self.applied.egress_marks.difference(&marks) {
             if let Err(error) = conntrack::delete_marked(*mark).await {
-                tracing::warn!(%error, "flows of a lost egress role stay until they time out");
+                tell(Notice::FlowsStay { error: error.to_string() });
             }
         }
         self.applied.egress_marks = marks;

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::HostError;
 use crate::control::host::sysctls::Sysctl;
+use crate::io::notices::tell;
+use crate::notice::Notice;
 
 /// A value of ours and what it replaced.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -59,7 +61,8 @@ impl Sysctls {
         let file = state_dir.join("sysctl.json");
         let saved = match fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %file.display(), %error, "saved sysctls are unreadable, kept aside");
+                let (path, error) = (file.display().to_string(), error.to_string());
+                tell(Notice::SysctlsDamaged { path, error });
                 let _ = fs::rename(&file, file.with_extension("json.bad"));
                 Vec::new()
             }),

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tracing::warn;
 
 use super::HostSync;
 use crate::config::ForeignChains;
 use crate::control::event::Input;
 use crate::control::host::HostState;
 use crate::control::host::foreign::ForeignChain;
+use crate::io::notices::tell;
 use crate::io::quic::connection::Event;
+use crate::notice::Notice;
 
 /// nftables tells nobody of a flush that we listen to: look this often.
 const CHECK: Duration = Duration::from_secs(2);
@@ -30,7 +31,7 @@ pub async fn run(
     let (changed_tx, mut changed) = mpsc::channel(1);
     let watcher = tokio::spawn(async move {
         if let Err(error) = super::watch::watch(changed_tx).await {
-            warn!(%error, "changes of routes are not told: they are found by the timer only");
+            tell(Notice::RoutesUnwatched { error: error.to_string() });
         }
     });
     let mut checks = 0;
@@ -67,15 +68,15 @@ async fn look_for_foreign_chains(sync: &mut HostSync, state: &HostState, events:
     if state.foreign_chains == ForeignChains::Report
         && let Err(error) = sync.leave_foreign().await
     {
-        warn!(%error, "accept rules of ours stay in the host's chains");
+        tell(Notice::AcceptRulesFailed { error: error.to_string() });
     }
     let chains = match sync.foreign_chains(state).await {
         Ok(chains) => chains,
-        Err(error) => return warn!(%error, "the host's firewall cannot be read"),
+        Err(error) => return tell(Notice::FirewallUnreadable { error: error.to_string() }),
     };
     if state.foreign_chains == ForeignChains::Insert && !chains.is_empty() {
         if let Err(error) = sync.insert_into_foreign(&chains).await {
-            warn!(%error, "accept rules cannot be put into the host's chains");
+            tell(Notice::AcceptRulesFailed { error: error.to_string() });
         }
         return;
     }

@@ -20,18 +20,33 @@ pub struct Limiter {
 impl Limiter {
     /// Whether a line may come now; if so, how many before it did not.
     pub fn allow(&mut self, now: Instant) -> Option<u64> {
+        self.refill(now);
+        if self.used >= BURST {
+            self.suppressed += 1;
+            return None;
+        }
+        self.used += 1;
+        Some(self.take_suppressed())
+    }
+
+    /// How many lines were held back since one passed; told by whoever asks.
+    pub fn take_suppressed(&mut self) -> u64 {
+        std::mem::take(&mut self.suppressed)
+    }
+
+    /// Whether a whole burst may come, as at the beginning.
+    pub fn is_full(&mut self, now: Instant) -> bool {
+        self.refill(now);
+        self.used == 0
+    }
+
+    fn refill(&mut self, now: Instant) {
         let since = *self.since.get_or_insert(now);
         let back = (now.duration_since(since).as_millis() / REFILL.as_millis()).min(u128::from(BURST)) as u32;
         if back > 0 {
             self.used = self.used.saturating_sub(back);
             self.since = Some(now);
         }
-        if self.used >= BURST {
-            self.suppressed += 1;
-            return None;
-        }
-        self.used += 1;
-        Some(std::mem::take(&mut self.suppressed))
     }
 }
 
