@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand};
 use hyper::Method;
 use mesh_proto::{NetworkName, api};
 use serde::de::DeserializeOwned;
@@ -19,6 +20,7 @@ use self::client::{Failure, ask, escape};
 mod ca;
 mod client;
 mod show;
+mod trace;
 
 /// The operator's command for a mesh node
 #[derive(Debug, Parser)]
@@ -79,16 +81,8 @@ enum Command {
         command: Option<EgressCommand>,
     },
     /// A packet's journey, hop by hop, and what is done to it
-    #[command(after_help = "Example:\n  mesh-ctl trace 192.168.100.5 10.77.2.5")]
-    Trace {
-        /// Address of a VM on this node, as the VM sees it
-        from: IpAddr,
-        /// Where the packet goes: a mesh prefix address, a public one, or any other
-        to: IpAddr,
-        /// The network, where more than one would fit
-        #[arg(long, value_name = "N")]
-        network: Option<NetworkName>,
-    },
+    #[command(after_help = "Example:\n  mesh-ctl trace 192.168.100.5 10.77.2.5 -p tcp --dport 443 --return")]
+    Trace(trace::TraceArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -148,9 +142,21 @@ fn now() -> anyhow::Result<i64> {
         .context("the clock is too far ahead")
 }
 
+/// Also refuses, as wrong usage, arguments that do not fit each other.
+fn parse<T: Into<std::ffi::OsString> + Clone>(
+    words: impl IntoIterator<Item = T>,
+) -> clap::error::Result<Cli> {
+    let cli = Cli::try_parse_from(words)?;
+    if let Command::Trace(args) = &cli.command {
+        let refuse = |text| Cli::command().error(ErrorKind::ValueValidation, text);
+        args.check().map_err(refuse)?;
+    }
+    Ok(cli)
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match run(&cli).await {
         Ok(outcome) => {
             if cli.json {
@@ -213,10 +219,8 @@ async fn run(cli: &Cli) -> Result<Outcome, Failure> {
             let answer = only(get("/v1/egress").await?, "egress", network.as_ref());
             outcome(answer, |answer| (show::egress(answer), true))
         }
-        Command::Trace { from, to, network } => {
-            let network = network.as_ref().map(ToString::to_string);
-            let body = json!(api::TraceAsk { network, from: *from, to: *to });
-            let answer = ask(&cli.socket, Method::POST, "/v1/trace", Some(body)).await?;
+        Command::Trace(args) => {
+            let answer = ask(&cli.socket, Method::POST, "/v1/trace", Some(json!(args.ask()))).await?;
             outcome(answer, |trace: &api::Trace| (show::trace(trace), trace.state == "arrives"))
         }
     }
@@ -268,8 +272,6 @@ fn only(mut answer: Value, list: &str, network: Option<&NetworkName>) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -299,10 +301,25 @@ mod tests {
             "mesh-ctl ca issue ph1 --prefix 10.0.0.1/8",
             "mesh-ctl ca init --days 0",
             "mesh-ctl trace 10.0.0.1",
+            "mesh-ctl trace 10.0.0.1 ten",
+            "mesh-ctl trace PH1/10.0.0.1 10.0.0.2",
+            "mesh-ctl trace 10.0.0.1 10.0.0.2 -p tcp",
+            "mesh-ctl trace 10.0.0.1 10.0.0.2 -p sctp --dport 1",
+            "mesh-ctl trace 10.0.0.1 10.0.0.2 --dport 443",
+            "mesh-ctl trace 10.0.0.1 10.0.0.2 -p icmp --dport 443",
+            "mesh-ctl trace 10.0.0.1 10.0.0.2 -p tcp --dport 0",
+            "mesh-ctl trace 10.0.0.1 fd00::1",
             "mesh-ctl route get ten",
         ] {
-            let error = Cli::try_parse_from(line.split_whitespace()).expect_err(line);
+            let error = parse(line.split_whitespace()).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");
+        }
+        let traces = [
+            "mesh-ctl trace 10.0.0.1 10.0.0.2",
+            "mesh-ctl trace ph1/10.0.0.1 ph2/10.0.0.1 -p tcp --dport 443 --return --network blue",
+        ];
+        for line in traces {
+            assert!(parse(line.split_whitespace()).is_ok(), "{line}");
         }
         for line in ["mesh-ctl egress", "mesh-ctl egress list --network blue", "mesh-ctl status --json -q"] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use mesh_proto::hello::{CloseCode, Message, TraceReply};
+use mesh_proto::hello::{CloseCode, Message};
+use mesh_proto::trace::{TraceReply, TraceRequest};
 use quinn::VarInt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info};
@@ -20,6 +21,7 @@ use crate::io::now;
 use crate::io::query::{Query, View};
 use crate::io::quic::connection::{self, Context, Dial, Door, Event};
 use crate::io::quic::datagram::{Datagrams, InboundSender, read_datagrams};
+use crate::io::trace::Tracer;
 
 use crate::tunnel::{Snapshot, Tunnel};
 
@@ -32,6 +34,8 @@ pub struct Wiring {
     pub events: mpsc::Receiver<Event>,
     /// Questions of the API.
     pub queries: mpsc::Receiver<Query>,
+    /// Answers peers' questions about packets.
+    pub tracer: Tracer,
     /// Packets that lacked a tunnel.
     pub wanted: mpsc::Receiver<PeerIx>,
     /// quinn's endpoint.
@@ -159,13 +163,14 @@ impl Loop {
                 let live = Figured { live: &self.live, traffic: &self.traffic };
                 ask(control, &View { now: now(), live: &live });
             }
-            Query::Trace { network, source, destination, reply } => {
+            Query::Trace { node, request, reply } => {
                 let id = self.next_trace;
                 self.next_trace += 1;
                 // an asker that has gone away no longer waits
                 self.traces.retain(|_, reply| !reply.is_closed());
                 self.traces.insert(id, reply);
-                control.handle(Input::Trace { id, network, source, destination }, now());
+                let request = TraceRequest { id, ..request };
+                control.handle(Input::TraceAsk { node, request }, now());
             }
         }
     }
@@ -204,6 +209,9 @@ impl Loop {
                 }
                 Output::Save(saved) => {
                     wiring.save.send_replace(saved);
+                }
+                Output::TraceWanted { conn, request } => {
+                    tokio::spawn(wiring.tracer.clone().answer(conn, request));
                 }
                 Output::Traced { id, answer } => {
                     if let Some(reply) = self.traces.remove(&id) {

@@ -86,6 +86,7 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     let wiring = Wiring {
         events,
         queries,
+        tracer: io::trace::Tracer::new(queries_tx.clone()),
         wanted,
         quic,
         context,

@@ -21,11 +21,8 @@ impl Control {
         match message {
             Message::Hello(_) => self.breach(conn, "a second hello".into(), now),
             Message::Records(records) => self.records(conn, records, now),
-            Message::TraceRequest(request) => {
-                let reply = self.trace_here(conn, &request);
-                self.outputs.push_back(Output::Send { conn, message: Message::TraceReply(reply) });
-            }
-            Message::TraceReply(reply) => self.traced(conn, reply),
+            Message::TraceRequest(request) => self.trace_requested(conn, request),
+            Message::TraceReply(reply) => self.trace_replied(conn, reply, now),
         }
     }
 

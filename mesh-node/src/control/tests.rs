@@ -194,7 +194,7 @@ impl World {
             }
             Output::Dial { target, endpoint: at, expect } => self.dial(node, target, at, expect),
             // dials of this world end at once
-            Output::Traced { .. } | Output::CancelDial(_) => {}
+            Output::Traced { .. } | Output::TraceWanted { .. } | Output::CancelDial(_) => {}
         }
     }
 

@@ -20,6 +20,7 @@ use crate::control::host::{HostOut, HostState, egress_mark};
 pub mod addresses;
 pub mod conntrack;
 pub mod links;
+pub mod lookup;
 mod nft;
 pub mod routes;
 mod sysctl;
