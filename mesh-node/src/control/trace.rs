@@ -23,6 +23,7 @@ use super::event::{ConnId, Now, Output};
 pub mod journey;
 pub mod kernel;
 pub mod plan;
+mod words;
 
 /// Questions that wait for another node.
 const MAX_PENDING: usize = 64;

@@ -49,6 +49,8 @@ pub struct Lookup {
     pub mark: u32,
     /// What the mesh relies on.
     pub expect: Expect,
+    /// The destination is nobody's in the mesh: it may be an address of the host.
+    pub local_is_fine: bool,
     /// Ask as well for the address that masquerading would take.
     pub masquerade: bool,
 }
@@ -87,17 +89,30 @@ pub fn settle(plan: Plan, id: u64, answers: &[Vec<Answer>], firewall: Option<&Va
     let mut hops: Vec<TraceHop> = Vec::new();
     for (i, (leg, looked_up)) in legs.into_iter().zip(answers).enumerate() {
         let mut hop = leg.hop;
+        // it does not leave this hop: the addresses are those it came with
+        let came = hops.last().map_or((packet.source, packet.destination), |h| (h.source, h.destination));
         let refusal = leg.lookups.iter().zip(looked_up).find_map(|(lookup, answer)| {
-            judge(lookup, answer).or_else(|| firewall.and_then(|f| dropped(lookup, answer, f)))
+            let dropped = || firewall.and_then(|f| dropped(lookup, answer, f));
+            match judge(lookup, answer) {
+                None => dropped(),
+                Some(Refusal::Local) => dropped().or(Some(Refusal::Local)),
+                refusal => refusal,
+            }
         });
-        if let Some(text) = refusal {
-            // it does not leave this hop: the addresses are those it came with
-            let came = hops.last().map_or((packet.source, packet.destination), |h| (h.source, h.destination));
+        let stop = match refusal {
+            // an address of the host that is none of the mesh: the kernel knows it, and takes it first
+            Some(Refusal::Local) => Some(("this host itself".to_owned(), TraceEnd::Arrived)),
+            Some(Refusal::No { label, text }) => {
+                Some((format!("refused: {label}"), TraceEnd::Refused(format!("{node}: {text}"))))
+            }
+            None => None,
+        };
+        if let Some((action, ended)) = stop {
             (hop.source, hop.destination) = came;
-            (hop.place, hop.device, hop.refused) = (Place::Host, None, true);
-            hop.action = "refused".into();
+            (hop.place, hop.device, hop.action) = (Place::Host, None, action);
+            hop.refused = ended != TraceEnd::Arrived;
             hops.push(hop);
-            end = TraceEnd::Refused(format!("{node}: {text}"));
+            end = ended;
             break;
         }
         if hop.place == Place::Internet {
@@ -122,13 +137,27 @@ pub fn settle(plan: Plan, id: u64, answers: &[Vec<Answer>], firewall: Option<&Va
     TraceReply { id, network, hops, end }
 }
 
+/// Why a packet does not go on as planned.
+enum Refusal {
+    /// It is for the host itself.
+    Local,
+    /// It does not go on.
+    No {
+        /// In a word.
+        label: &'static str,
+        /// With the remedy.
+        text: String,
+    },
+}
+
 /// Why the kernel does not do what the mesh relies on.
-fn judge(lookup: &Lookup, answer: &Answer) -> Option<String> {
+fn judge(lookup: &Lookup, answer: &Answer) -> Option<Refusal> {
     let wanted = match (&lookup.expect, &answer.route) {
         (Expect::Device(wanted), Route::Sent { device, .. }) if wanted == device => return None,
         (Expect::Local, Route::Local) => return None,
         (Expect::NothingBut(tun), Route::Sent { device, .. }) if tun == device => return None,
-        (Expect::NothingBut(_), Route::Refused(_) | Route::Local) => return None,
+        (Expect::NothingBut(_), Route::Refused(_)) => return None,
+        (_, Route::Local) if lookup.local_is_fine => return Some(Refusal::Local),
         (Expect::Uplink { named, inside }, Route::Sent { device, .. })
             if named.as_ref().map_or(!inside.contains(device), |named| named == device) =>
         {
@@ -142,12 +171,14 @@ fn judge(lookup: &Lookup, answer: &Answer) -> Option<String> {
         (Expect::Uplink { named: None, .. }, _) => "it has to leave by an uplink".to_owned(),
         (Expect::NothingBut(_), _) => "the mesh refuses it, so that it leaks".to_owned(),
     };
-    let found = match &answer.route {
-        Route::Sent { device, table } => format!("the kernel sends it by {device} (table {table})"),
-        Route::Local => "the kernel takes it for an address of this host".to_owned(),
-        Route::Refused(word) => format!("the kernel refuses it ({word})"),
+    let (label, found) = match &answer.route {
+        Route::Sent { device, table } => {
+            ("diverted", format!("the kernel sends it by {device} (table {table})"))
+        }
+        Route::Local => ("diverted", "the kernel takes it for an address of this host".to_owned()),
+        Route::Refused(word) => ("kernel", format!("the kernel refuses it ({word})")),
     };
-    Some(format!("{found}, and {wanted}: {}", remedy(lookup, answer)))
+    Some(Refusal::No { label, text: format!("{found}, and {wanted}: {}", remedy(lookup, answer)) })
 }
 
 fn remedy(lookup: &Lookup, answer: &Answer) -> String {
@@ -169,7 +200,7 @@ fn remedy(lookup: &Lookup, answer: &Answer) -> String {
 }
 
 /// A chain of somebody else's that drops it.
-fn dropped(lookup: &Lookup, answer: &Answer, firewall: &Value) -> Option<String> {
+fn dropped(lookup: &Lookup, answer: &Answer, firewall: &Value) -> Option<Refusal> {
     let (hook, iif, oif) = match (&answer.incoming, &answer.route) {
         (Some(iif), Route::Sent { device, .. }) => (Hook::Forward, iif.as_str(), device.as_str()),
         (Some(iif), Route::Local) => (Hook::Input, iif.as_str(), ""),
@@ -179,5 +210,6 @@ fn dropped(lookup: &Lookup, answer: &Answer, firewall: &Value) -> Option<String>
     let chain = foreign::dropping(firewall, hook, iif, oif, &lookup.flow)?;
     let name = format!("chain {} of table {} {}", chain.chain, chain.family, chain.table);
     let way = [iif, oif].into_iter().filter(|d| !d.is_empty()).collect::<Vec<_>>().join(" to ");
-    Some(format!("{name} drops it ({way}); to let it pass: {}", chain.command()))
+    let text = format!("{name} drops it ({way}); to let it pass: {}", chain.command());
+    Some(Refusal::No { label: "firewall", text })
 }

@@ -3,16 +3,17 @@
 use std::net::IpAddr;
 
 use mesh_proto::trace::{Packet, Place, Protocol, Stage, TraceEnd, TraceHop, TraceRequest};
-use mesh_proto::{NetworkName, NodeId};
+use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use super::kernel::{Expect, Incoming, Lookup};
+use super::words;
 use crate::config::EgressChoice;
 use crate::control::Control;
 use crate::control::event::{ConnId, LocalNetwork};
 use crate::control::host::foreign::Flow;
 use crate::control::host::{HostEgress, HostNetwork, HostOut, egress_mark, ruleset};
 use crate::control::rib;
-use crate::forward::fib::{Expose, NetworkFib};
+use crate::forward::fib::{Expose, NetworkFib, PeerIx};
 use crate::forward::{self, DropReason, Verdict};
 
 /// A hop, and what the kernel has to do before the packet has made it.
@@ -79,6 +80,11 @@ impl Control {
         }
     }
 
+    /// An address of this host outside the mesh.
+    fn is_own_address(&self, address: IpAddr) -> bool {
+        self.local.connected.contains(&Prefix::host(address))
+    }
+
     fn trace_network(&self, asker: Option<ConnId>, request: &TraceRequest) -> Result<&LocalNetwork, String> {
         let (node, packet) = (self.node(), &request.packet);
         let tunnel = match asker {
@@ -100,6 +106,10 @@ impl Control {
         let of_mesh =
             |network: &&LocalNetwork, address| network.maps.iter().any(|(_, p)| p.contains(address));
         let fits = |network: &&LocalNetwork| match &request.stage {
+            // the host may have been asked by another of its addresses
+            Stage::Segment if request.network.is_some() && packet.reply => {
+                holds(network, packet.source) || self.is_own_address(packet.source)
+            }
             Stage::Segment => holds(network, packet.source),
             Stage::Name => holds(network, packet.destination) || of_mesh(network, packet.destination),
             Stage::Tunnel(_) | Stage::Uplink(_) => request.network.is_some(),
@@ -134,10 +144,11 @@ impl Walk<'_> {
     fn sent_by_segment(mut self, packet: Packet) -> Plan {
         let (source, destination) = (packet.source, packet.destination);
         let (segment, tun) = (self.network.interface.clone(), self.network.tun.clone());
-        let from_host = self.is_gateway(source);
+        let from_host = self.is_gateway(source) || (packet.reply && self.control.is_own_address(source));
         let incoming = if from_host { Incoming::Host } else { Incoming::Device(segment.clone()) };
         // the host's own answers carry the mark of the flow that asked
-        let mark = if from_host && packet.reply { egress_mark(self.network.ix.0) } else { 0 };
+        let far = from_host && packet.reply && !self.fib.is_local(destination);
+        let mark = if far { egress_mark(self.network.ix.0) } else { 0 };
         if !from_host {
             let action = if packet.reply { "answers" } else { "sends" };
             self.hop(Place::Vm, source, destination, Some(&segment), action, Vec::new());
@@ -169,15 +180,13 @@ impl Walk<'_> {
         let lookup = self.lookup(incoming, source, destination, mark, Expect::Device(tun.clone()));
         match decision.verdict {
             Verdict::Tunnel(peer) => {
-                let Some(node) = self.control.members.name(peer).cloned() else {
-                    return self.refuse("the peer has just gone".into(), Vec::new());
+                let node = match self.tunnel_to(peer) {
+                    Ok(node) => node,
+                    Err(text) => return self.refuse(DropReason::NoTunnel.as_str(), text, Vec::new()),
                 };
-                if self.control.members.peers.get(&node).is_none_or(|p| p.tunnel.is_none()) {
-                    let text = format!("no tunnel to {node}: `mesh-ctl peer show {node}` says why");
-                    return self.refuse(text, Vec::new());
-                }
                 let way = if no_owner { "egress " } else { "" };
-                let action = format!("{}, tunnel to {way}{node}", changed("source", source, decision.source));
+                let action =
+                    format!("{}, tunnel to {way}{node}", words::changed("source", source, decision.source));
                 self.hop(
                     Place::Host,
                     decision.source,
@@ -189,16 +198,15 @@ impl Walk<'_> {
                 self.end(TraceEnd::Tunnel(node))
             }
             Verdict::Hairpin | Verdict::Deliver => {
-                let action = format!("{}, stays on this host", changed("source", source, decision.source));
+                let action =
+                    format!("{}, stays on this host", words::changed("source", source, decision.source));
                 let (source, destination) = (decision.source, decision.destination);
                 self.hop(Place::Host, source, destination, Some(&tun), &action, vec![lookup]);
                 self.out_of_tun(source, destination, None, None)
             }
             Verdict::Drop(reason) => {
                 let expect = Expect::NothingBut(tun);
-                let lookup = Lookup { expect, ..lookup };
-                let text = self.why(reason, destination);
-                self.refuse(text, vec![lookup])
+                self.dropped(reason, destination, vec![Lookup { expect, ..lookup }])
             }
         }
     }
@@ -211,12 +219,9 @@ impl Walk<'_> {
         };
         let decision = forward::decide_inbound(&self.fib, peer.ix, source, destination, l4(&packet));
         match decision.verdict {
-            Verdict::Drop(reason) => {
-                let text = self.why(reason, destination);
-                self.refuse(text, Vec::new())
-            }
+            Verdict::Drop(reason) => self.dropped(reason, destination, Vec::new()),
             Verdict::Tunnel(_) | Verdict::Hairpin | Verdict::Deliver => {
-                let did = changed("destination", destination, decision.destination);
+                let did = words::changed("destination", destination, decision.destination);
                 self.out_of_tun(decision.source, decision.destination, Some(from), Some(did))
             }
         }
@@ -245,13 +250,10 @@ impl Walk<'_> {
         let decision = forward::decide_outbound(&self.fib, source, inside);
         match decision.verdict {
             Verdict::Tunnel(peer) => {
-                let Some(node) = self.control.members.name(peer).cloned() else {
-                    return self.refuse("the peer has just gone".into(), Vec::new());
+                let node = match self.tunnel_to(peer) {
+                    Ok(node) => node,
+                    Err(text) => return self.refuse(DropReason::NoTunnel.as_str(), text, Vec::new()),
                 };
-                if self.control.members.peers.get(&node).is_none_or(|p| p.tunnel.is_none()) {
-                    let text = format!("no tunnel to {node}: `mesh-ctl peer show {node}` says why");
-                    return self.refuse(text, Vec::new());
-                }
                 let action = format!("SNAT undone, tunnel to {node}");
                 self.hop(Place::Host, source, inside, Some(&tun), &action, vec![lookup]);
                 self.end(TraceEnd::Tunnel(node))
@@ -259,13 +261,10 @@ impl Walk<'_> {
             Verdict::Hairpin | Verdict::Deliver => {
                 self.hop(Place::Host, source, inside, Some(&tun), "SNAT undone", vec![lookup]);
                 let destination = decision.destination;
-                let did = changed("destination", inside, destination);
+                let did = words::changed("destination", inside, destination);
                 self.out_of_tun(decision.source, destination, None, Some(did))
             }
-            Verdict::Drop(reason) => {
-                let text = self.why(reason, inside);
-                self.refuse(text, vec![lookup])
-            }
+            Verdict::Drop(reason) => self.dropped(reason, inside, vec![lookup]),
         }
     }
 
@@ -292,8 +291,7 @@ impl Walk<'_> {
         let incoming = Incoming::Device(tun);
         if self.is_gateway(destination) {
             if !exposed(&self.control.local.expose, &self.plan.packet) {
-                let text = self.why(DropReason::NotExposed, destination);
-                return self.refuse(text, Vec::new());
+                return self.dropped(DropReason::NotExposed, destination, Vec::new());
             }
             let lookup = self.lookup(incoming, source, destination, mark, Expect::Local);
             let did = did.map(|did| format!("{did}, ")).unwrap_or_default();
@@ -316,7 +314,7 @@ impl Walk<'_> {
         }
         let egress = self.kernel.and_then(|k| k.offer.clone());
         let lookup = self.egress_lookup(incoming, source, destination, egress.as_ref());
-        let (after, how) = snat(source, egress.as_ref());
+        let (after, how) = words::snat(source, egress.as_ref());
         self.leave(source, after, destination, &format!("{from}{how}"), lookup)
     }
 
@@ -333,10 +331,10 @@ impl Walk<'_> {
             );
             let expect = Expect::NothingBut(self.network.tun.clone());
             let lookup = self.lookup(incoming, source, destination, 0, expect);
-            return self.refuse(text, vec![lookup]);
+            return self.refuse(DropReason::ForbiddenDestination.as_str(), text, vec![lookup]);
         }
         let lookup = self.egress_lookup(incoming, source, destination, egress.as_ref());
-        let (after, how) = snat(source, egress.as_ref());
+        let (after, how) = words::snat(source, egress.as_ref());
         self.leave(source, after, destination, how, lookup)
     }
 
@@ -363,7 +361,8 @@ impl Walk<'_> {
         }
         if incoming == Incoming::Host {
             let lookup = self.lookup(incoming, source, destination, mark, Expect::Device(segment));
-            return self.arrive(source, destination, "sends", lookup);
+            let action = if packet.reply { "answers" } else { "sends" };
+            return self.arrive(source, destination, action, lookup);
         }
         let action = format!("arrives: a neighbour on {segment}, not by the host");
         self.hop(Place::Vm, source, destination, Some(&segment), &action, Vec::new());
@@ -393,10 +392,10 @@ impl Walk<'_> {
     }
 
     /// Refused here, unless the kernel does not even follow so far.
-    fn refuse(mut self, text: String, lookups: Vec<Lookup>) -> Plan {
+    fn refuse(mut self, label: &str, text: String, lookups: Vec<Lookup>) -> Plan {
         let last = self.plan.legs.last().map(|l| (l.hop.source, l.hop.destination));
         let (source, destination) = last.unwrap_or((self.plan.packet.source, self.plan.packet.destination));
-        self.hop(Place::Host, source, destination, None, "refused", lookups);
+        self.hop(Place::Host, source, destination, None, &format!("refused: {label}"), lookups);
         if let Some(leg) = self.plan.legs.last_mut() {
             leg.hop.refused = true;
         }
@@ -432,7 +431,9 @@ impl Walk<'_> {
     ) -> Lookup {
         let Packet { protocol, reply, .. } = self.plan.packet;
         let flow = Flow { source, destination, protocol, reply };
-        Lookup { incoming, flow, mark, expect, masquerade: false }
+        // rule 0 of the kernel: its own addresses come before our tables
+        let local_is_fine = self.fib.owner(destination).is_none();
+        Lookup { incoming, flow, mark, expect, local_is_fine, masquerade: false }
     }
 
     fn uplink(&self, named: Option<String>) -> Expect {
@@ -441,57 +442,22 @@ impl Walk<'_> {
         Expect::Uplink { named, inside }
     }
 
+    fn dropped(self, reason: DropReason, destination: IpAddr, lookups: Vec<Lookup>) -> Plan {
+        let text = words::why(self.network, &self.plan.packet, reason, destination);
+        self.refuse(reason.as_str(), text, lookups)
+    }
+
+    /// The peer that a packet is sent to, or why it is not.
+    fn tunnel_to(&self, peer: PeerIx) -> Result<NodeId, String> {
+        let members = &self.control.members;
+        let node = members.name(peer).cloned().ok_or("the peer has just gone")?;
+        let up = members.peers.get(&node).is_some_and(|p| p.tunnel.is_some());
+        if up { Ok(node) } else { Err(words::no_tunnel(members, &node)) }
+    }
+
     fn is_gateway(&self, address: IpAddr) -> bool {
         self.network.gateways.iter().any(|(_, gateway)| *gateway == address)
     }
-
-    fn why(&self, reason: DropReason, destination: IpAddr) -> String {
-        let name = &self.network.name;
-        match reason {
-            DropReason::NoRoute => match &self.network.egress {
-                EgressChoice::None => format!(
-                    "nobody announces {destination}, and network {name} has no egress: name egress nodes with `egress` of [[network]], or \"local\""
-                ),
-                EgressChoice::Local => format!(
-                    "nobody announces {destination}, and the sender is an announced address that leaves by an egress node, of which egress = \"local\" has none"
-                ),
-                EgressChoice::Nodes(_) | EgressChoice::Auto => format!(
-                    "nobody announces {destination}, and no egress node that carries it is up: `mesh-ctl egress` lists them"
-                ),
-            },
-            DropReason::ForbiddenDestination => format!(
-                "dropped (forbidden_destination): {destination} is not what this node serves or lets out; `destination` of [[egress]] can open it"
-            ),
-            DropReason::SourceNotOwned => {
-                "dropped (source_not_owned): the sending node does not own the source address; `mesh-ctl routes` tells who does".into()
-            }
-            DropReason::NotExposed => {
-                let what = match self.plan.packet.protocol {
-                    Protocol::Icmp => "icmp".to_owned(),
-                    Protocol::Tcp(port) => format!("tcp/{port}"),
-                    Protocol::Udp(port) => format!("udp/{port}"),
-                };
-                format!(
-                    "dropped (not_exposed): {destination} is this host itself; add \"{what}\" to `expose` of [node] to let the mesh reach it"
-                )
-            }
-            DropReason::NotRoutable => format!(
-                "dropped (not_routable): {destination} is multicast, broadcast, link-local or no host's address"
-            ),
-            other => format!("dropped ({})", other.as_str()),
-        }
-    }
-}
-
-fn snat(source: IpAddr, egress: Option<&HostEgress>) -> (IpAddr, &'static str) {
-    match egress.and_then(|e| e.snat.iter().find(|a| a.is_ipv4() == source.is_ipv4())) {
-        Some(snat) => (*snat, "SNAT"),
-        None => (source, "masqueraded"),
-    }
-}
-
-fn changed(what: &str, before: IpAddr, after: IpAddr) -> String {
-    if before == after { format!("{what} unchanged") } else { format!("{what} mapped") }
 }
 
 fn l4(packet: &Packet) -> mesh_proto::ip::L4 {
