@@ -17,6 +17,8 @@ use super::*;
 use crate::config::{EgressChoice, EgressConfig};
 use crate::forward::fib::{Egress, Expose, NetworkIx};
 
+mod trace;
+
 const START_UNIX: u64 = 1_800_000_000_000;
 
 struct World {
@@ -33,6 +35,8 @@ struct World {
     cut: Vec<String>,
     /// Dials made, by node.
     dials: BTreeMap<String, usize>,
+    /// Answers to questions about packets.
+    traced: Vec<Result<mesh_proto::trace::TraceReply, String>>,
 }
 
 struct Running {
@@ -62,6 +66,7 @@ impl World {
             next_conn: 1,
             cut: Vec::new(),
             dials: BTreeMap::new(),
+            traced: Vec::new(),
         }
     }
 
@@ -194,7 +199,14 @@ impl World {
             }
             Output::Dial { target, endpoint: at, expect } => self.dial(node, target, at, expect),
             // dials of this world end at once
-            Output::Traced { .. } | Output::TraceWanted { .. } | Output::CancelDial(_) => {}
+            Output::TraceWanted { conn, request } => {
+                let running = self.nodes.get_mut(node).unwrap();
+                let plan = running.control.trace_plan(Some(conn), &request);
+                let reply = trace::obeyed(plan, request.id);
+                running.control.trace_answer(conn, reply);
+            }
+            Output::Traced { answer, .. } => self.traced.push(answer),
+            Output::CancelDial(_) => {}
         }
     }
 

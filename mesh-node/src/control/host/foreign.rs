@@ -93,9 +93,15 @@ pub enum Hook {
     Output,
 }
 
-/// The first of the others' chains that certainly drops this packet between two devices (`""`: none, at the host's own
-/// end). `tun` of the answer is the device to let pass.
-pub fn dropping(listing: &Value, hook: Hook, iif: &str, oif: &str, flow: &Flow) -> Option<ForeignChain> {
+/// The first of the others' chains that certainly drops this packet on its way from device `iif` to `oif` (`""`: none, at
+/// the host's own end). To let it pass, `tun` is to be let pass.
+pub fn dropping(
+    listing: &Value,
+    hook: Hook,
+    (iif, oif): (&str, &str),
+    flow: &Flow,
+    tun: &str,
+) -> Option<ForeignChain> {
     let objects = listing["nftables"].as_array()?;
     let hook = match hook {
         Hook::Input => "input",
@@ -122,10 +128,7 @@ pub fn dropping(listing: &Value, hook: Hook, iif: &str, oif: &str, flow: &Flow) 
             End::Accept | End::Unknown => false,
             End::Through => text(chain, "policy") == "drop",
         };
-        // the device of the mesh, or the segment, rather than the uplink
-        let device =
-            if iif.is_empty() || (oif.starts_with("mesh-") && !iif.starts_with("mesh-")) { oif } else { iif };
-        let [family, table, chain, tun] = [family, table, name, device].map(str::to_owned);
+        let [family, table, chain, tun] = [family, table, name, tun].map(str::to_owned);
         drops.then_some(ForeignChain { family, table, chain, tun })
     })
 }

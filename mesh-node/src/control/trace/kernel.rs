@@ -49,6 +49,8 @@ pub struct Lookup {
     pub mark: u32,
     /// What the mesh relies on.
     pub expect: Expect,
+    /// The device of the mesh, or the segment, that a firewall has to let pass.
+    pub ours: String,
     /// The destination is nobody's in the mesh: it may be an address of the host.
     pub local_is_fine: bool,
     /// Ask as well for the address that masquerading would take.
@@ -207,7 +209,7 @@ fn dropped(lookup: &Lookup, answer: &Answer, firewall: &Value) -> Option<Refusal
         (None, Route::Sent { device, .. }) => (Hook::Output, "", device.as_str()),
         (None, Route::Local) | (_, Route::Refused(_)) => return None,
     };
-    let chain = foreign::dropping(firewall, hook, iif, oif, &lookup.flow)?;
+    let chain = foreign::dropping(firewall, hook, (iif, oif), &lookup.flow, &lookup.ours)?;
     let name = format!("chain {} of table {} {}", chain.chain, chain.family, chain.table);
     let way = [iif, oif].into_iter().filter(|d| !d.is_empty()).collect::<Vec<_>>().join(" to ");
     let text = format!("{name} drops it ({way}); to let it pass: {}", chain.command());

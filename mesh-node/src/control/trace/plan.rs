@@ -431,9 +431,14 @@ impl Walk<'_> {
     ) -> Lookup {
         let Packet { protocol, reply, .. } = self.plan.packet;
         let flow = Flow { source, destination, protocol, reply };
-        // rule 0 of the kernel: its own addresses come before our tables
-        let local_is_fine = self.fib.owner(destination).is_none();
-        Lookup { incoming, flow, mark, expect, local_is_fine, masquerade: false }
+        // the kernel knows its own addresses before it asks our tables
+        let outside = self.fib.owner(destination).is_none() && !self.fib.is_local(destination);
+        let local_is_fine = outside && incoming == Incoming::Device(self.network.interface.clone());
+        let tun = &self.network.tun;
+        let by_tun = matches!(&incoming, Incoming::Device(device) if device == tun)
+            || matches!(&expect, Expect::Device(device) | Expect::NothingBut(device) if device == tun);
+        let ours = if by_tun { tun } else { &self.network.interface }.clone();
+        Lookup { incoming, flow, mark, expect, ours, local_is_fine, masquerade: false }
     }
 
     fn uplink(&self, named: Option<String>) -> Expect {

@@ -125,3 +125,66 @@ fn any_of(right: &Value, holds: &dyn Fn(&Value) -> Option<bool>) -> Option<bool>
         one => holds(one),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn flow(protocol: Protocol, reply: bool) -> Flow {
+        let (source, destination) = ("10.77.1.10".parse().unwrap(), "192.168.100.10".parse().unwrap());
+        Flow { source, destination, protocol, reply }
+    }
+
+    fn payload(protocol: &str, field: &str, op: &str, right: Value) -> Value {
+        json!({ "op": op, "left": { "payload": { "protocol": protocol, "field": field } }, "right": right })
+    }
+
+    #[test]
+    fn conditions_on_addresses_ports_and_protocols_are_judged_for_the_very_packet() {
+        let https = flow(Protocol::Tcp(443), false);
+        let prefix = |addr: &str, len: u8| json!({ "prefix": { "addr": addr, "len": len } });
+        for (matching, holds) in [
+            (payload("tcp", "dport", "==", json!(443)), Some(true)),
+            (payload("tcp", "dport", "!=", json!(443)), Some(false)),
+            (payload("th", "dport", "==", json!({ "set": [80, { "range": [400, 500] }] })), Some(true)),
+            (payload("tcp", "dport", "==", json!({ "range": [1, 442] })), Some(false)),
+            (payload("tcp", "dport", "==", json!("@ports")), None),
+            (payload("tcp", "sport", "==", json!(443)), None),
+            (payload("udp", "dport", "==", json!(443)), Some(false)),
+            (payload("ip", "saddr", "==", prefix("10.77.0.0", 16)), Some(true)),
+            (payload("ip", "daddr", "==", prefix("10.77.0.0", 16)), Some(false)),
+            (payload("ip", "daddr", "==", json!("192.168.100.10")), Some(true)),
+            (payload("ip", "daddr", "==", json!({ "set": ["192.168.100.9", "@more"] })), None),
+            (payload("ip", "saddr", "==", json!({ "range": ["10.77.1.1", "10.77.1.9"] })), Some(false)),
+            (payload("ip6", "daddr", "==", json!("fd64::10")), Some(false)),
+            (payload("ip", "protocol", "==", json!("tcp")), Some(true)),
+            (payload("ip", "ttl", "==", json!(1)), None),
+            (json!({ "op": "==", "left": { "meta": { "key": "l4proto" } }, "right": "udp" }), Some(false)),
+            (
+                json!({ "op": "==", "left": { "meta": { "key": "l4proto" } }, "right": { "set": ["tcp", "udp"] } }),
+                Some(true),
+            ),
+            (json!({ "op": "==", "left": { "meta": { "key": "nfproto" } }, "right": "ipv6" }), Some(false)),
+            (json!({ "op": "==", "left": { "meta": { "key": "iifname" } }, "right": "eth0" }), None),
+            (
+                json!({ "op": "<", "left": { "payload": { "protocol": "tcp", "field": "dport" } }, "right": 1024 }),
+                None,
+            ),
+        ] {
+            assert_eq!(flow_matches(&https, &matching), holds, "{matching}");
+        }
+    }
+
+    #[test]
+    fn an_answer_comes_from_the_port_and_is_no_request() {
+        let answer = flow(Protocol::Tcp(443), true);
+        assert_eq!(flow_matches(&answer, &payload("tcp", "sport", "==", json!(443))), Some(true));
+        assert_eq!(flow_matches(&answer, &payload("tcp", "dport", "==", json!(443))), None);
+        let echo = |reply| {
+            flow_matches(&flow(Protocol::Icmp, reply), &payload("icmp", "type", "==", json!("echo-request")))
+        };
+        assert_eq!((echo(false), echo(true)), (Some(true), Some(false)));
+        assert_eq!((state_of(Some(&answer)), state_of(None)), ("established", "new"));
+    }
+}
