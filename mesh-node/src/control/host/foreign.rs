@@ -85,12 +85,16 @@ pub fn foreign_chains(listing: &Value, state: &HostState) -> Vec<ForeignChain> {
 /// Where in its way through the host a packet is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
+    /// As it comes in, before it is routed.
+    Prerouting,
     /// For the host itself.
     Input,
     /// Through the host.
     Forward,
     /// From the host itself.
     Output,
+    /// As it goes out.
+    Postrouting,
 }
 
 /// The first of the others' chains that certainly drops this packet on its way from device `iif` to `oif` (`""`: none, at
@@ -104,6 +108,8 @@ pub fn dropping(
 ) -> Option<ForeignChain> {
     let objects = listing["nftables"].as_array()?;
     let hook = match hook {
+        Hook::Prerouting => "prerouting",
+        Hook::Postrouting => "postrouting",
         Hook::Input => "input",
         Hook::Forward => "forward",
         Hook::Output => "output",

@@ -393,15 +393,40 @@ fn a_firewall_of_the_host_is_asked_about_the_very_packet() {
         { "chain": { "family": "inet", "table": "fw", "name": "fwd", "hook": "forward", "prio": 0, "policy": "accept" } },
         { "rule": { "family": "inet", "table": "fw", "chain": "fwd", "expr": [port, { "drop": null }] } },
     ] });
-    let end = |protocol| {
+    let end_of = |listing: &str, protocol| {
         let plan = world.nodes["ph2"].control.trace_plan(None, &request(protocol));
         let answers: Vec<Vec<Answer>> =
             plan.legs.iter().map(|leg| leg.lookups.iter().map(obey).collect()).collect();
-        settle(plan, 1, &answers, Some(&listing)).end
+        settle(plan, 1, &answers, Some(&serde_json::from_str(listing).unwrap())).end
     };
+    let end = |protocol| end_of(&listing.to_string(), protocol);
     assert_eq!((end(Protocol::Icmp), end(Protocol::Tcp(443))), (TraceEnd::Arrived, TraceEnd::Arrived));
     let TraceEnd::Refused(text) = end(Protocol::Tcp(80)) else { panic!() };
+    let early = listing.to_string().replace("\"forward\"", "\"prerouting\"");
+    assert_eq!(end_of(&early, Protocol::Icmp), TraceEnd::Arrived);
+    assert!(matches!(end_of(&early, Protocol::Tcp(80)), TraceEnd::Refused(_)));
     let words =
         "ph2: chain fwd of table inet fw drops it (mesh-default to vmnet1); to let it pass: nft 'insert rule";
     assert!(text.starts_with(words), "{text}");
+}
+
+#[test]
+fn an_address_of_two_networks_needs_the_network_and_one_of_none_is_told() {
+    let mut world = two();
+    let control = &mut world.nodes.get_mut("ph1").unwrap().control;
+    let mut red = control.local.networks[0].clone();
+    (red.ix, red.name) = (NetworkIx(1), "red".parse().unwrap());
+    (red.interface, red.tun) = ("vmnet2".into(), "mesh-red".into());
+    red.maps = vec![("192.168.100.0/24".parse().unwrap(), "10.88.1.0/24".parse().unwrap())];
+    control.local.networks.push(red);
+    control.refresh();
+    let refusal = |wish: Wish| world.trace("ph1", wish, |_, _, answer| answer).unwrap_err();
+    let to = || Wish { back: false, ..wish("192.168.100.10", "10.77.2.20") };
+    assert!(refusal(to()).contains("is in networks default and red: say which with --network"));
+    assert!(refusal(wish("10.9.9.9", "10.77.2.20")).contains("10.9.9.9 is no address behind ph1"));
+    let of = |network: &str| Wish { network: Some(network.parse().unwrap()), ..to() };
+    assert!(refusal(of("blue")).contains("network blue is not on ph1"));
+    assert_eq!(world.table("ph1", of("default")).last().unwrap(), "arrives");
+    let red = world.table("ph1", of("red"));
+    assert!(red.last().unwrap().starts_with("refused: ph1: nobody announces 10.77.2.20"), "{red:?}");
 }

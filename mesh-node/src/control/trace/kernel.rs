@@ -203,13 +203,26 @@ fn remedy(lookup: &Lookup, answer: &Answer) -> String {
 
 /// A chain of somebody else's that drops it.
 fn dropped(lookup: &Lookup, answer: &Answer, firewall: &Value) -> Option<Refusal> {
-    let (hook, iif, oif) = match (&answer.incoming, &answer.route) {
-        (Some(iif), Route::Sent { device, .. }) => (Hook::Forward, iif.as_str(), device.as_str()),
-        (Some(iif), Route::Local) => (Hook::Input, iif.as_str(), ""),
-        (None, Route::Sent { device, .. }) => (Hook::Output, "", device.as_str()),
+    let (iif, oif) = match (&answer.incoming, &answer.route) {
+        (Some(iif), Route::Sent { device, .. }) => (iif.as_str(), device.as_str()),
+        (Some(iif), Route::Local) => (iif.as_str(), ""),
+        (None, Route::Sent { device, .. }) => ("", device.as_str()),
         (None, Route::Local) | (_, Route::Refused(_)) => return None,
     };
-    let chain = foreign::dropping(firewall, hook, (iif, oif), &lookup.flow, &lookup.ours)?;
+    let inside = match (iif, oif) {
+        ("", _) => Hook::Output,
+        (_, "") => Hook::Input,
+        _ => Hook::Forward,
+    };
+    // before SNAT is undone, an answer has an address that is not looked up here
+    let before = !iif.is_empty() && !matches!(lookup.incoming, Incoming::UplinkTo(_));
+    let hooks = [
+        before.then_some((Hook::Prerouting, (iif, ""))),
+        Some((inside, (iif, oif))),
+        (!oif.is_empty()).then_some((Hook::Postrouting, ("", oif))),
+    ];
+    let dropping = |(hook, way)| foreign::dropping(firewall, hook, way, &lookup.flow, &lookup.ours);
+    let chain = hooks.into_iter().flatten().find_map(dropping)?;
     let name = format!("chain {} of table {} {}", chain.chain, chain.family, chain.table);
     let way = [iif, oif].into_iter().filter(|d| !d.is_empty()).collect::<Vec<_>>().join(" to ");
     let text = format!("{name} drops it ({way}); to let it pass: {}", chain.command());

@@ -150,8 +150,8 @@ impl Walk<'_> {
         let far = from_host && packet.reply && !self.fib.is_local(destination);
         let mark = if far { egress_mark(self.network.ix.0) } else { 0 };
         if !from_host {
-            let action = if packet.reply { "answers" } else { "sends" };
-            self.hop(Place::Vm, source, destination, Some(&segment), action, Vec::new());
+            let action = format!("{}, by {segment}", if packet.reply { "answers" } else { "sends" });
+            self.hop(Place::Vm, source, destination, Some(&segment), &action, Vec::new());
         }
         if self.fib.is_local(destination) {
             return self.neighbour(incoming, mark, packet);
