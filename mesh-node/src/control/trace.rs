@@ -22,6 +22,7 @@ use super::event::{ConnId, Now, Output};
 
 pub mod journey;
 pub mod kernel;
+mod network;
 pub mod plan;
 mod words;
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use mesh_proto::trace::{Packet, Place, Protocol, Stage, TraceEnd, TraceHop, TraceRequest};
-use mesh_proto::{NetworkName, NodeId, Prefix};
+use mesh_proto::{NetworkName, NodeId};
 
 use super::kernel::{Expect, Incoming, Lookup};
 use super::words;
@@ -14,7 +14,7 @@ use crate::control::host::foreign::Flow;
 use crate::control::host::{HostEgress, HostNetwork, HostOut, egress_mark, ruleset};
 use crate::control::rib;
 use crate::forward::fib::{Expose, NetworkFib, PeerIx};
-use crate::forward::{self, DropReason, Verdict};
+use crate::forward::{self, Decision, DropReason, Verdict};
 
 /// A hop, and what the kernel has to do before the packet has made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,57 +79,6 @@ impl Control {
             Stage::Name => walk.name(request.packet.destination),
         }
     }
-
-    /// An address of this host outside the mesh.
-    fn is_own_address(&self, address: IpAddr) -> bool {
-        self.local.connected.contains(&Prefix::host(address))
-    }
-
-    fn trace_network(&self, asker: Option<ConnId>, request: &TraceRequest) -> Result<&LocalNetwork, String> {
-        let (node, packet) = (self.node(), &request.packet);
-        let tunnel = match asker {
-            Some(conn) => {
-                let peer = self.members.conns.get(&conn).and_then(|n| self.members.peers.get(n));
-                Some(peer.and_then(|p| p.tunnel.as_ref()).ok_or("the tunnel has just gone")?)
-            }
-            None => None,
-        };
-        // a network is none of the business of nodes that do not carry it
-        let carried = |network: &&LocalNetwork| {
-            tunnel.is_none_or(|t| t.hello.networks.iter().any(|n| n.name == network.name))
-        };
-        let named = |network: &&LocalNetwork| request.network.as_ref().is_none_or(|n| *n == network.name);
-        let holds = |network: &&LocalNetwork, address: IpAddr| {
-            network.maps.iter().any(|(subnet, _)| subnet.contains(address))
-                || network.announce.iter().any(|a| a.prefix.contains(address))
-        };
-        let of_mesh =
-            |network: &&LocalNetwork, address| network.maps.iter().any(|(_, p)| p.contains(address));
-        let fits = |network: &&LocalNetwork| match &request.stage {
-            // the host may have been asked by another of its addresses
-            Stage::Segment if request.network.is_some() && packet.reply => {
-                holds(network, packet.source) || self.is_own_address(packet.source)
-            }
-            Stage::Segment => holds(network, packet.source),
-            Stage::Name => holds(network, packet.destination) || of_mesh(network, packet.destination),
-            Stage::Tunnel(_) | Stage::Uplink(_) => request.network.is_some(),
-        };
-        let mut found = self.local.networks.iter().filter(carried).filter(named).filter(fits);
-        let address = if request.stage == Stage::Name { packet.destination } else { packet.source };
-        match (found.next(), found.next(), &request.network) {
-            (Some(network), None, _) => Ok(network),
-            (Some(a), Some(b), _) => {
-                Err(format!("{address} is in networks {} and {}: say which with --network", a.name, b.name))
-            }
-            (None, _, Some(name)) if !self.local.networks.iter().filter(carried).any(|n| n.name == *name) => {
-                Err(format!("network {name} is not on {node}: `mesh-ctl networks` lists those that are"))
-            }
-            (None, _, name) => Err(format!(
-                "{address} is no address behind {node}{}: give the VM's own address, `mesh-ctl networks` lists the subnets",
-                name.as_ref().map(|n| format!(" in network {n}")).unwrap_or_default()
-            )),
-        }
-    }
 }
 
 struct Walk<'a> {
@@ -163,51 +112,55 @@ impl Walk<'_> {
                 format!("{source} is {} itself: outside the mesh its traffic is not ours", self.plan.node);
             return self.end(TraceEnd::Unanswerable(text));
         }
-        let announced = self.network.announce.iter().find(|a| a.prefix.contains(source));
-        let dropped = match decision.verdict {
-            Verdict::Drop(reason) if reason != DropReason::NoRoute => Some(reason),
-            _ => None,
+        // what the mesh has no place for may leave by this host's own uplink
+        let placeless = match decision.verdict {
+            Verdict::Drop(reason) => reason == DropReason::NoRoute,
+            Verdict::Tunnel(_) | Verdict::Hairpin | Verdict::Deliver => true,
         };
-        if dropped.is_none() && no_owner && announced.is_some_and(|a| a.internet_own) {
-            let expect = self.uplink(None);
-            let lookup = self.lookup(incoming, source, destination, mark, expect);
-            return self.leave(source, source, destination, "address unchanged", lookup);
+        let announced = self.network.announce.iter().find(|a| a.prefix.contains(source));
+        match announced {
+            Some(announced) if no_owner && placeless && announced.internet_own => {
+                let lookup = self.lookup(incoming, source, destination, mark, self.uplink(None));
+                self.leave(source, source, destination, "address unchanged", lookup)
+            }
+            None if no_owner && placeless && self.network.egress == EgressChoice::Local => {
+                self.leave_here(incoming, source, destination)
+            }
+            _ => {
+                let lookup = self.lookup(incoming, source, destination, mark, Expect::Device(tun));
+                self.into_mesh(packet, decision, lookup)
+            }
         }
-        if dropped.is_none() && no_owner && announced.is_none() && self.network.egress == EgressChoice::Local
-        {
-            return self.leave_here(incoming, source, destination);
-        }
-        let lookup = self.lookup(incoming, source, destination, mark, Expect::Device(tun.clone()));
-        match decision.verdict {
+    }
+
+    /// Into the TUN, where the forwarding function has this to say.
+    fn into_mesh(mut self, packet: Packet, decision: Decision, lookup: Lookup) -> Plan {
+        let tun = self.network.tun.clone();
+        let Decision { verdict, source, destination } = decision;
+        let did = words::changed("source", packet.source, source);
+        // refused as well by the kernel: else it leaks
+        let nothing_but = |lookup| Lookup { expect: Expect::NothingBut(tun.clone()), ..lookup };
+        match verdict {
             Verdict::Tunnel(peer) => {
                 let node = match self.tunnel_to(peer) {
                     Ok(node) => node,
-                    Err(text) => return self.refuse(DropReason::NoTunnel.as_str(), text, Vec::new()),
+                    Err(text) => {
+                        let lookups = vec![nothing_but(lookup)];
+                        return self.refuse(DropReason::NoTunnel.as_str(), text, lookups);
+                    }
                 };
-                let way = if no_owner { "egress " } else { "" };
-                let action =
-                    format!("{}, tunnel to {way}{node}", words::changed("source", source, decision.source));
-                self.hop(
-                    Place::Host,
-                    decision.source,
-                    decision.destination,
-                    Some(&tun),
-                    &action,
-                    vec![lookup],
-                );
+                let way = if self.fib.owner(destination).is_none() { "egress " } else { "" };
+                let action = format!("{did}, tunnel to {way}{node}");
+                self.hop(Place::Host, source, destination, Some(&tun), &action, vec![lookup]);
                 self.end(TraceEnd::Tunnel(node))
             }
             Verdict::Hairpin | Verdict::Deliver => {
-                let action =
-                    format!("{}, stays on this host", words::changed("source", source, decision.source));
-                let (source, destination) = (decision.source, decision.destination);
+                // `decision` has the destination mapped already, as it comes back out of the TUN
+                let action = format!("{did}, stays on this host");
                 self.hop(Place::Host, source, destination, Some(&tun), &action, vec![lookup]);
                 self.out_of_tun(source, destination, None, None)
             }
-            Verdict::Drop(reason) => {
-                let expect = Expect::NothingBut(tun);
-                self.dropped(reason, destination, vec![Lookup { expect, ..lookup }])
-            }
+            Verdict::Drop(reason) => self.dropped(reason, destination, vec![nothing_but(lookup)]),
         }
     }
 
