@@ -21,7 +21,7 @@ impl Control {
         match message {
             Message::Hello(_) => self.breach(conn, "a second hello".into(), now),
             Message::Records(records) => self.records(conn, records, now),
-            Message::TraceRequest(request) => self.trace_requested(conn, request),
+            Message::TraceRequest(request) => self.trace_requested(conn, request, now),
             Message::TraceReply(reply) => self.trace_replied(conn, reply, now),
         }
     }

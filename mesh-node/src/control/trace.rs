@@ -12,6 +12,7 @@
 //! Here: which questions are under way to and from peers. `io::trace` carries questions and look-ups out.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use mesh_proto::NodeId;
 use mesh_proto::hello::Message;
@@ -32,13 +33,42 @@ const MAX_PENDING: usize = 64;
 /// Questions of one peer that are answered at once: each takes some netlink messages and a look at the firewall.
 const MAX_ANSWERING: usize = 4;
 
+/// Questions of one peer in a second: each may start nft, and a member that never stops asking must not take a core.
+const MAX_A_SECOND: u32 = 20;
+
 /// Questions on their way.
 #[derive(Debug, Default)]
 pub struct Traces {
     /// Ours: whom it was asked.
     pending: BTreeMap<u64, (ConnId, NodeId)>,
-    /// Peers': how many are being answered.
-    answering: BTreeMap<ConnId, usize>,
+    /// Peers'.
+    answering: BTreeMap<ConnId, Answering>,
+}
+
+/// Questions of one peer.
+#[derive(Debug, Default)]
+struct Answering {
+    /// Being answered.
+    running: usize,
+    /// When the current second began.
+    since: Option<Instant>,
+    /// Taken in it.
+    taken: u32,
+}
+
+impl Answering {
+    /// Whether one more is taken.
+    fn take(&mut self, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
+            (self.since, self.taken) = (Some(now), 0);
+        }
+        let free = self.running < MAX_ANSWERING && self.taken < MAX_A_SECOND;
+        if free {
+            self.running += 1;
+            self.taken += 1;
+        }
+        free
+    }
 }
 
 /// An answer without hops.
@@ -81,25 +111,20 @@ impl Control {
     }
 
     /// A peer's question.
-    pub(super) fn trace_requested(&mut self, conn: ConnId, request: TraceRequest) {
-        let answering = self.traces.answering.entry(conn).or_default();
-        if *answering >= MAX_ANSWERING {
+    pub(super) fn trace_requested(&mut self, conn: ConnId, request: TraceRequest, now: Now) {
+        if !self.traces.answering.entry(conn).or_default().take(now.mono) {
             let text = format!("{} is busy with other traces: try again", self.local.identity.node);
             let reply = without_hops(&request, TraceEnd::Unanswerable(text));
             self.outputs.push_back(Output::Send { conn, message: Message::TraceReply(reply) });
             return;
         }
-        *answering += 1;
         self.outputs.push_back(Output::TraceWanted { conn, request });
     }
 
     /// The answer to a peer's question is there.
     pub fn trace_answer(&mut self, conn: ConnId, reply: TraceReply) {
         if let Some(answering) = self.traces.answering.get_mut(&conn) {
-            *answering -= 1;
-            if *answering == 0 {
-                self.traces.answering.remove(&conn);
-            }
+            answering.running = answering.running.saturating_sub(1);
         }
         if self.members.conns.contains_key(&conn) {
             self.outputs.push_back(Output::Send { conn, message: Message::TraceReply(reply) });

@@ -344,9 +344,10 @@ fn one_peer_has_few_questions_answered_at_once_and_none_about_networks_that_it_d
             reply: false,
         },
     };
+    let now = world.now();
     let control = &mut world.nodes.get_mut("ph2").unwrap().control;
     for _ in 0..10 {
-        control.trace_requested(conn, request("default"));
+        control.trace_requested(conn, request("default"), now);
     }
     let (mut wanted, mut busy) = (0, 0);
     while let Some(output) = control.poll_output() {
@@ -361,11 +362,17 @@ fn one_peer_has_few_questions_answered_at_once_and_none_about_networks_that_it_d
         }
     }
     assert_eq!((wanted, busy), (4, 6));
-    control.trace_answer(conn, TraceReply { id: 1, network: None, hops: vec![], end: TraceEnd::Arrived });
-    control.trace_requested(conn, request("default"));
-    let again =
-        std::iter::from_fn(|| control.poll_output()).filter(|o| matches!(o, Output::TraceWanted { .. }));
-    assert_eq!(again.count(), 1, "one has been answered");
+    let reply = TraceReply { id: 1, network: None, hops: vec![], end: TraceEnd::Arrived };
+    let mut taken = |at: Now| {
+        control.trace_answer(conn, reply.clone());
+        control.trace_requested(conn, request("default"), at);
+        std::iter::from_fn(|| control.poll_output())
+            .filter(|o| matches!(o, Output::TraceWanted { .. }))
+            .count()
+    };
+    let in_this_second: usize = (0..100).map(|_| taken(now)).sum();
+    assert_eq!(in_this_second, 16, "each has been answered before the next");
+    assert_eq!(taken(Now { mono: now.mono + Duration::from_secs(1), ..now }), 1, "in the next second");
 
     control.local.networks[0].name = "red".parse().unwrap();
     let plan = control.trace_plan(Some(conn), &request("red"));
