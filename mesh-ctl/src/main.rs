@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use clap::error::ErrorKind;
 use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 use hyper::Method;
@@ -23,6 +24,7 @@ mod describe;
 mod monitor;
 mod ping;
 mod show;
+mod trace;
 
 /// The operator's command for a mesh node
 #[derive(Debug, Parser)]
@@ -89,16 +91,8 @@ enum Command {
     #[command(after_help = "Example:\n  mesh-node check && mesh-ctl reload")]
     Reload,
     /// A packet's journey, hop by hop, and what is done to it
-    #[command(after_help = "Example:\n  mesh-ctl trace 192.168.100.5 10.77.2.5")]
-    Trace {
-        /// Address of a VM on this node, as the VM sees it
-        from: IpAddr,
-        /// Where the packet goes: a mesh prefix address, a public one, or any other
-        to: IpAddr,
-        /// The network, where more than one would fit
-        #[arg(long, value_name = "N")]
-        network: Option<NetworkName>,
-    },
+    #[command(after_help = "Example:\n  mesh-ctl trace 192.168.100.5 10.77.2.5 -p tcp --dport 443 --return")]
+    Trace(trace::TraceArgs),
     /// What happens, as it happens: one JSON object a line, until Ctrl-C
     ///
     /// The first line is the event monitor_started. Messages of the log at info and above are told whatever the log's filter
@@ -141,8 +135,9 @@ impl Command {
         match self {
             Self::Routes { network }
             | Self::Route(RouteCommand::Get { network, .. })
-            | Self::Egress { network, .. }
-            | Self::Trace { network, .. } => network.as_ref(),
+            | Self::Egress { network, .. } => network.as_ref(),
+            Self::Trace(args) => args.network(),
+            Self::Ping(command) => command.network.as_ref(),
             _ => None,
         }
     }
@@ -205,9 +200,23 @@ fn now() -> anyhow::Result<i64> {
         .context("the clock is too far ahead")
 }
 
+/// Also refuses, as wrong usage, arguments that do not fit each other. `--no-color` holds for the parser's own messages too,
+/// which come before it has been parsed.
+fn parse<T: Into<std::ffi::OsString>>(words: impl IntoIterator<Item = T>) -> clap::error::Result<Cli> {
+    let words: Vec<std::ffi::OsString> = words.into_iter().map(Into::into).collect();
+    let plain = words.iter().any(|word| word == "--no-color");
+    let color = if plain { ColorChoice::Never } else { ColorChoice::Auto };
+    let cli = Cli::from_arg_matches(&Cli::command().color(color).try_get_matches_from(words)?)?;
+    if let Command::Trace(args) = &cli.command {
+        let refuse = |text| Cli::command().error(ErrorKind::ValueValidation, text);
+        args.check().map_err(refuse)?;
+    }
+    Ok(cli)
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let cli = parse();
+    let cli = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match run(&cli).await {
         Ok(outcome) => {
             if cli.json && !outcome.value.is_null() {
@@ -225,14 +234,6 @@ async fn main() -> ExitCode {
             ExitCode::from(failure.exit_status())
         }
     }
-}
-
-/// `--no-color` holds for the parser's own messages too, which come before it has been parsed.
-fn parse() -> Cli {
-    let plain = std::env::args_os().any(|argument| argument == "--no-color");
-    let color = if plain { ColorChoice::Never } else { ColorChoice::Auto };
-    let matches = Cli::command().color(color).get_matches();
-    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
 /// A reader that closes early, such as `head`, is no failure.
@@ -296,10 +297,8 @@ async fn run(cli: &Cli) -> Result<Outcome, Failure> {
             let answer = ask(&cli.socket, Method::POST, "/v1/reload", None).await?;
             outcome(answer, |report: &api::Reload| (show::reload(report), report.state == "applied"))
         }
-        Command::Trace { from, to, network } => {
-            let network = network.as_ref().map(ToString::to_string);
-            let body = json!(api::TraceAsk { network, from: *from, to: *to });
-            let answer = ask(&cli.socket, Method::POST, "/v1/trace", Some(body)).await?;
+        Command::Trace(args) => {
+            let answer = ask(&cli.socket, Method::POST, "/v1/trace", Some(json!(args.ask()))).await?;
             outcome(answer, |trace: &api::Trace| (show::trace(trace), trace.state == "arrives"))
         }
         Command::Schema { command } => {
@@ -417,12 +416,27 @@ mod tests {
             "mesh-ctl ca issue ph1 --prefix 10.0.0.1/8",
             "mesh-ctl ca init --days 0",
             "mesh-ctl trace 10.0.0.1",
+            "mesh-ctl trace 10.0.0.1 ten",
+            "mesh-ctl trace PH1/10.0.0.1 10.0.0.2",
+            "mesh-ctl trace 10.0.0.1 10.0.0.2 -p tcp",
+            "mesh-ctl trace 10.0.0.1 10.0.0.2 -p sctp --dport 1",
+            "mesh-ctl trace 10.0.0.1 10.0.0.2 --dport 443",
+            "mesh-ctl trace 10.0.0.1 10.0.0.2 -p icmp --dport 443",
+            "mesh-ctl trace 10.0.0.1 10.0.0.2 -p tcp --dport 0",
+            "mesh-ctl trace 10.0.0.1 fd00::1",
             "mesh-ctl route get ten",
             "mesh-ctl monitor ph1",
             "mesh-ctl log-level debug info",
         ] {
-            let error = Cli::try_parse_from(line.split_whitespace()).expect_err(line);
+            let error = parse(line.split_whitespace()).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");
+        }
+        let traces = [
+            "mesh-ctl trace 10.0.0.1 10.0.0.2",
+            "mesh-ctl trace ph1/10.0.0.1 ph2/10.0.0.1 -p tcp --dport 443 --return --network blue",
+        ];
+        for line in traces {
+            assert!(parse(line.split_whitespace()).is_ok(), "{line}");
         }
         for line in [
             "mesh-ctl egress",

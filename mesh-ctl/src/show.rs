@@ -396,7 +396,9 @@ pub(crate) fn trace(trace: &api::Trace) -> String {
         .collect();
     let mut out = table(["HOP", "HOST", "SOURCE", "DESTINATION", "ACTION"], &rows, Rows::OneLine);
     if let Some(reason) = &trace.reason {
-        _ = writeln!(out, "{}: {}", clean(&trace.state), clean(reason));
+        for (i, part) in wrap(&clean(&format!("{}: {reason}", trace.state)), WIDTH - 2).iter().enumerate() {
+            _ = writeln!(out, "{}{part}", if i == 0 { "" } else { "  " });
+        }
     }
     out
 }
@@ -489,11 +491,16 @@ mod tests {
             source: "fd77:1::5".parse().unwrap(),
             destination: "fd77:2::5".parse().unwrap(),
             action: "source translated ".repeat(8),
+            node: "ph1".into(),
+            device: None,
+            direction: "forward".into(),
+            state: "passes".into(),
         };
         let trace_of = |reason: Option<String>| api::Trace {
             schema: 1,
             state: if reason.is_some() { "refused" } else { "arrives" }.into(),
             reason,
+            network: None,
             hops: vec![hop(1, "vm"), hop(2, "ph1")],
         };
         let text = trace(&trace_of(None));

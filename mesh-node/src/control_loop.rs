@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use mesh_proto::hello::{CloseCode, Message, TraceReply};
+use mesh_proto::hello::{CloseCode, Message};
+use mesh_proto::trace::{TraceReply, TraceRequest};
 use quinn::VarInt;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -21,6 +22,7 @@ use crate::io::query::{Query, View};
 use crate::io::quic::connection::{self, Context, Dial, Door, Event};
 use crate::io::quic::datagram::{Datagrams, InboundSender, read_datagrams};
 use crate::io::quic::echo::{Echoes, Unanswered};
+use crate::io::trace::Tracer;
 
 use crate::notice::Notice;
 use crate::tunnel::{Snapshot, Tunnel};
@@ -34,6 +36,8 @@ pub struct Wiring {
     pub events: mpsc::Receiver<Event>,
     /// Questions of the API.
     pub queries: mpsc::Receiver<Query>,
+    /// Answers peers' questions about packets.
+    pub tracer: Tracer,
     /// Packets that lacked a tunnel.
     pub wanted: mpsc::Receiver<PeerIx>,
     /// quinn's endpoint.
@@ -186,13 +190,14 @@ impl Loop {
                 let echo = live.echoes.clone().ping(live.connection.clone(), size);
                 tokio::spawn(async move { reply.send(echo.await) });
             }
-            Query::Trace { network, source, destination, reply } => {
+            Query::Trace { node, request, reply } => {
                 let id = self.next_trace;
                 self.next_trace += 1;
                 // an asker that has gone away no longer waits
                 self.traces.retain(|_, reply| !reply.is_closed());
                 self.traces.insert(id, reply);
-                control.handle(Input::Trace { id, network, source, destination }, now());
+                let request = TraceRequest { id, ..request };
+                control.handle(Input::TraceAsk { node, request }, now());
             }
         }
     }
@@ -234,6 +239,9 @@ impl Loop {
                     wiring.save.send_replace(saved);
                 }
                 Output::Tell(notice) => tell(notice),
+                Output::TraceWanted { conn, request } => {
+                    tokio::spawn(wiring.tracer.clone().answer(conn, request));
+                }
                 Output::Traced { id, answer } => {
                     if let Some(reply) = self.traces.remove(&id) {
                         let _ = reply.send(answer);

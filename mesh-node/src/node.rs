@@ -114,6 +114,7 @@ pub async fn run(
     let wiring = Wiring {
         events,
         queries,
+        tracer: io::trace::Tracer::new(queries_tx.clone()),
         wanted,
         quic: quic.clone(),
         context,

@@ -241,8 +241,23 @@ pub struct TraceAsk {
     pub network: Option<String>,
     /// A VM's address, as the VM sees it.
     pub from: IpAddr,
+    /// The node the VM is on; none: the one asked.
+    #[serde(default)]
+    pub from_node: Option<String>,
     /// Where to.
     pub to: IpAddr,
+    /// Where given, `to` is an address as a VM of this node has it.
+    #[serde(default)]
+    pub to_node: Option<String>,
+    /// `icmp`, `tcp` or `udp`; none: `icmp`.
+    #[serde(default)]
+    pub protocol: Option<String>,
+    /// Destination port, of TCP and UDP.
+    #[serde(default)]
+    pub dport: Option<u16>,
+    /// Follow the answer as well.
+    #[serde(default, rename = "return")]
+    pub back: bool,
 }
 
 /// Its answer.
@@ -250,10 +265,13 @@ pub struct TraceAsk {
 pub struct Trace {
     /// `SCHEMA`.
     pub schema: u32,
-    /// `arrives` or `refused`.
+    /// `arrives`, `refused`, or `unknown` where a node on the way did not answer.
     pub state: String,
-    /// Why it is refused.
+    /// Why it does not arrive.
     pub reason: Option<String>,
+    /// The network it is in.
+    #[serde(default)]
+    pub network: Option<String>,
     /// In order.
     pub hops: Vec<Hop>,
 }
@@ -263,7 +281,7 @@ pub struct Trace {
 pub struct Hop {
     /// From 1.
     pub hop: usize,
-    /// Node, or `vm`.
+    /// Node, `vm`, or `internet`.
     pub host: String,
     /// As the packet leaves this hop.
     pub source: IpAddr,
@@ -271,6 +289,18 @@ pub struct Hop {
     pub destination: IpAddr,
     /// What was done.
     pub action: String,
+    /// The node it is on, or whose VM or uplink it is.
+    #[serde(default)]
+    pub node: String,
+    /// Device of that node on which the packet can be seen.
+    #[serde(default)]
+    pub device: Option<String>,
+    /// `forward`, or `return` for the answer.
+    #[serde(default)]
+    pub direction: String,
+    /// `passes` or `refused`.
+    #[serde(default)]
+    pub state: String,
 }
 
 /// What `mesh-ctl ping` found.

@@ -14,6 +14,7 @@ use bincode::{Decode, Encode};
 
 use crate::codec::{self, DecodeError, HEADER, Header};
 use crate::record::SignedRecord;
+use crate::trace::{TraceReply, TraceRequest};
 use crate::{MeshId, NetworkName, NodeId};
 
 /// What a node says first.
@@ -38,43 +39,6 @@ pub struct NetworkHandle {
     pub handle: u8,
     /// The network.
     pub name: NetworkName,
-}
-
-/// Asks the next node of a packet's journey what it would do.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct TraceRequest {
-    /// Chosen by the asker.
-    pub id: u64,
-    /// The network the packet is in.
-    pub network: NetworkName,
-    /// As it arrives from the tunnel.
-    pub source: std::net::IpAddr,
-    /// As it arrives from the tunnel.
-    pub destination: std::net::IpAddr,
-}
-
-/// One line of a packet's journey.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct TraceHop {
-    /// Where.
-    pub host: String,
-    /// Source address as it leaves this hop.
-    pub source: std::net::IpAddr,
-    /// Destination address as it leaves this hop.
-    pub destination: std::net::IpAddr,
-    /// What was done.
-    pub action: String,
-}
-
-/// The rest of the journey.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct TraceReply {
-    /// Of the request.
-    pub id: u64,
-    /// Hops on the answering node.
-    pub hops: Vec<TraceHop>,
-    /// Why the packet ends there without arriving.
-    pub refused: Option<String>,
 }
 
 /// All that goes over a control stream.

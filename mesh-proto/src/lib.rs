@@ -14,6 +14,7 @@ pub mod limits;
 pub mod prefix;
 pub mod record;
 pub mod suggest;
+pub mod trace;
 
 pub use id::{MeshId, NetworkName, NodeId};
 pub use prefix::Prefix;

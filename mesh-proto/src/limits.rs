@@ -23,6 +23,12 @@ pub const MAX_RECORDS: usize = 8192;
 /// Networks a node may have: a handle is one byte.
 pub const MAX_NETWORKS: usize = 64;
 
+/// Lines of a packet's journey on one node: VM, host, host once more, VM, and room to grow.
+pub const MAX_TRACE_HOPS: usize = 8;
+
+/// Longest text in an answer about a packet's journey, in bytes.
+pub const MAX_TRACE_TEXT: usize = 1024;
+
 /// How long a peer has for its hello once the handshake is done.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mesh_proto::hello::{CloseCode, Hello, Message};
 use mesh_proto::identity::Identity;
 use mesh_proto::record::SignedRecord;
+use mesh_proto::trace::{TraceReply, TraceRequest};
 use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use super::Trust;
@@ -118,7 +119,6 @@ pub struct Reloaded {
 
 /// What happens to `Control`.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a few a second, moved once: a box would only hide it")]
 pub enum Input {
     /// A tunnel's hello has arrived.
     TunnelUp {
@@ -193,16 +193,12 @@ pub enum Input {
     HostFailed(String),
     /// Foreign chains that drop our traffic: what, and the command that mends it.
     ForeignChains(Vec<(String, String)>),
-    /// Follow a packet through the mesh.
-    Trace {
-        /// To answer with.
-        id: u64,
-        /// The network, if told.
-        network: Option<NetworkName>,
-        /// As the VM sees it.
-        source: IpAddr,
-        /// As the VM sees it.
-        destination: IpAddr,
+    /// Ask another node about a packet.
+    TraceAsk {
+        /// Whom.
+        node: NodeId,
+        /// What.
+        request: TraceRequest,
     },
     /// The configuration was read anew: accepted, or rejected and without effect.
     Reload(Result<Box<Reloaded>, ()>),
@@ -266,11 +262,18 @@ pub enum Output {
     Save(Saved),
     /// Let the operator know.
     Tell(Notice),
-    /// The answer to `Input::Trace`.
+    /// The answer to `Input::TraceAsk`.
     Traced {
         /// Of the request.
         id: u64,
-        /// Hops, or why there are none.
-        answer: Result<mesh_proto::hello::TraceReply, String>,
+        /// The answer, or why there is none.
+        answer: Result<TraceReply, String>,
+    },
+    /// A peer asks about a packet; `Control::trace_answer` takes the answer.
+    TraceWanted {
+        /// Whose question.
+        conn: ConnId,
+        /// What.
+        request: TraceRequest,
     },
 }

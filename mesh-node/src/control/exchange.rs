@@ -22,11 +22,6 @@ impl Control {
         match message {
             Message::Hello(_) => self.breach(conn, "a second hello".into(), now),
             Message::Records(records) => self.records(conn, records, now),
-            Message::TraceRequest(request) => {
-                let reply = self.trace_here(conn, &request);
-                self.outputs.push_back(Output::Send { conn, message: Message::TraceReply(reply) });
-            }
-            Message::TraceReply(reply) => self.traced(conn, reply),
             Message::Networks(networks) if networks.len() > MAX_NETWORKS => {
                 self.breach(conn, format!("{} networks are more than {MAX_NETWORKS}", networks.len()), now);
             }
@@ -35,6 +30,8 @@ impl Control {
                     tunnel.hello.networks = networks;
                 }
             }
+            Message::TraceRequest(request) => self.trace_requested(conn, request, now),
+            Message::TraceReply(reply) => self.trace_replied(conn, reply, now),
         }
     }
 

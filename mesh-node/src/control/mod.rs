@@ -212,7 +212,10 @@ impl Control {
                 self.counts.handshakes.add(took);
                 self.tunnel_up(conn, identity, endpoint, dialed, hello, now);
             }
-            Input::TunnelClosed { conn, reason } => self.tunnel_closed(conn, reason, now),
+            Input::TunnelClosed { conn, reason } => {
+                self.trace_closed(conn);
+                self.tunnel_closed(conn, reason, now);
+            }
             Input::DialFailed { target, endpoint, reason } => {
                 self.dial_failed(target, &endpoint, reason, now)
             }
@@ -268,9 +271,7 @@ impl Control {
                 }
                 self.host.foreign = chains;
             }
-            Input::Trace { id, network, source, destination } => {
-                self.trace(id, network, source, destination);
-            }
+            Input::TraceAsk { node, request } => self.trace_ask(&node, request),
             Input::Leave => self.announce(true, now),
         }
         self.refresh();

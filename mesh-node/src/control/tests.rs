@@ -22,6 +22,8 @@ mod gauges;
 mod reload;
 mod route_get;
 
+mod trace;
+
 const START_UNIX: u64 = 1_800_000_000_000;
 
 struct World {
@@ -42,6 +44,8 @@ struct World {
     hellos: BTreeMap<String, Hello>,
     /// What the operator was told, by node.
     told: BTreeMap<String, Vec<Notice>>,
+    /// Answers to questions about packets.
+    traced: Vec<Result<mesh_proto::trace::TraceReply, String>>,
 }
 
 struct Running {
@@ -73,6 +77,7 @@ impl World {
             dials: BTreeMap::new(),
             hellos: BTreeMap::new(),
             told: BTreeMap::new(),
+            traced: Vec::new(),
         }
     }
 
@@ -206,8 +211,15 @@ impl World {
             }
             Output::Dial { target, endpoint: at, expect } => self.dial(node, target, at, expect),
             // dials of this world end at once
-            Output::Traced { .. } | Output::CancelDial(_) | Output::Hello(_) => {}
             Output::Tell(notice) => self.told.entry(node.into()).or_default().push(notice),
+            Output::TraceWanted { conn, request } => {
+                let running = self.nodes.get_mut(node).unwrap();
+                let plan = running.control.trace_plan(Some(conn), &request);
+                let reply = trace::obeyed(plan, request.id);
+                running.control.trace_answer(conn, reply);
+            }
+            Output::Traced { answer, .. } => self.traced.push(answer),
+            Output::CancelDial(_) | Output::Hello(_) => {}
         }
     }
 

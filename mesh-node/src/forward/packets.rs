@@ -36,7 +36,7 @@ pub(super) fn packet(
         payload[field..field + 2].fill(0);
         let start = if protocol == transport::ICMP { 0 } else { u64::from(pseudo) };
         let full = !checksum::fold(checksum::add(start, &payload));
-        let full = if protocol == transport::UDP && full == 0 { 0xffff } else { full };
+        let full = if transport::zero_is_none(protocol) && full == 0 { 0xffff } else { full };
         let value = if partial { pseudo } else { full };
         payload[field..field + 2].copy_from_slice(&value.to_be_bytes());
     }

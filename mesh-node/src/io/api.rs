@@ -16,8 +16,7 @@ use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use mesh_proto::NodeId;
 use mesh_proto::api::{
-    Done, EchoAnswer, EchoAsk, Hop, LogLevel, LogLevelSet, PeerAdd, PeerAnswer, Problem, Reload, SCHEMA,
-    Trace, TraceAsk,
+    Done, EchoAnswer, EchoAsk, LogLevel, LogLevelSet, PeerAdd, PeerAnswer, Problem, Reload, SCHEMA, TraceAsk,
 };
 use mesh_proto::suggest;
 use serde::{Deserialize, Serialize};
@@ -29,15 +28,14 @@ use super::log::LogFilter;
 use super::notices::tell;
 use super::query::{Query, View};
 use super::quic::echo::Unanswered;
+use super::trace::{self, Tracer};
 use crate::config;
 use crate::control::Control;
 use crate::notice::Notice;
 
-/// Longest time for the other nodes of a trace to answer.
-const TRACE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
-
 /// Asks for a reload; answered with its report.
 pub type ReloadRequest = oneshot::Sender<Reload>;
+
 /// RFC 9457 section 3.
 const PROBLEM: &str = "application/problem+json";
 
@@ -78,12 +76,7 @@ impl Server {
         &self,
         question: impl FnOnce(&mut Control, &View<'_>) -> T + Send + 'static,
     ) -> Option<T> {
-        let (reply, answer) = oneshot::channel();
-        let ask = Query::Ask(Box::new(move |control, view| {
-            let _ = reply.send(question(control, view));
-        }));
-        self.queries.send(ask).await.ok()?;
-        answer.await.ok()
+        super::query::ask(&self.queries, question).await
     }
 
     async fn json<T: Serialize + Send + 'static>(
@@ -200,31 +193,15 @@ async fn route_get(State(server): State<Server>, UrlQuery(query): UrlQuery<Route
     server.json(move |control, _| control.route_get(query.address)).await
 }
 
-async fn trace(State(server): State<Server>, Json(ask): Json<TraceAsk>) -> Response {
-    let network = match ask.network.as_deref().map(str::parse).transpose() {
-        Ok(network) => network,
-        Err(error) => return problem(StatusCode::BAD_REQUEST, format!("network {error}")),
+async fn trace_packet(State(server): State<Server>, Json(ask): Json<TraceAsk>) -> Response {
+    let wish = match trace::wish(&ask) {
+        Ok(wish) => wish,
+        Err(text) => return problem(StatusCode::BAD_REQUEST, text),
     };
-    let (reply, answer) = oneshot::channel();
-    let query = Query::Trace { network, source: ask.from, destination: ask.to, reply };
-    if server.queries.send(query).await.is_err() {
-        return stopping();
-    }
-    match tokio::time::timeout(TRACE_TIMEOUT, answer).await {
-        Ok(Ok(Ok(found))) => {
-            let hops = found.hops.into_iter().enumerate().map(|(i, hop)| Hop {
-                hop: i + 1,
-                host: hop.host,
-                source: hop.source,
-                destination: hop.destination,
-                action: hop.action,
-            });
-            let state = if found.refused.is_some() { "refused" } else { "arrives" }.to_owned();
-            Json(Trace { schema: SCHEMA, state, reason: found.refused, hops: hops.collect() }).into_response()
-        }
-        Ok(Ok(Err(refusal))) => problem(StatusCode::UNPROCESSABLE_ENTITY, refusal),
-        Ok(Err(_)) => problem(StatusCode::BAD_GATEWAY, "the next node did not answer: its tunnel has gone"),
-        Err(_) => problem(StatusCode::GATEWAY_TIMEOUT, "the next node did not answer in time"),
+    match Tracer::new(server.queries).follow(wish).await {
+        Some(Ok(found)) => Json(found).into_response(),
+        Some(Err(refusal)) => problem(StatusCode::UNPROCESSABLE_ENTITY, refusal),
+        None => stopping(),
     }
 }
 
@@ -297,11 +274,11 @@ fn router(server: Server) -> Router {
         .route("/v1/routes", get(|State(s): State<Server>| async move { s.json(|c, _| c.routes()).await }))
         .route("/v1/routes/get", get(route_get))
         .route("/v1/egress", get(|State(s): State<Server>| async move { s.json(|c, _| c.egress()).await }))
-        .route("/v1/trace", post(trace))
         .route("/v1/reload", post(reload))
         .route("/v1/ping", post(ping))
         .route("/v1/events", get(events))
         .route("/v1/log-level", get(log_level).put(log_level_set))
+        .route("/v1/trace", post(trace_packet))
         .fallback(|| async {
             problem(StatusCode::NOT_FOUND, "this node has no such resource: is it of another version?")
         })

@@ -15,6 +15,7 @@ pub mod query;
 pub mod quic;
 pub mod scrape;
 pub mod state;
+pub mod trace;
 pub mod tun;
 
 /// Both clocks, read for the pure core.

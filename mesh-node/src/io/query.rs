@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use mesh_proto::hello::TraceReply;
-use mesh_proto::{NetworkName, NodeId};
-use tokio::sync::oneshot;
+use mesh_proto::NodeId;
+use mesh_proto::trace::{TraceReply, TraceRequest};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::control::Control;
 use crate::control::event::Now;
@@ -36,15 +36,26 @@ pub enum Query {
         /// Where the answer goes.
         reply: oneshot::Sender<Result<Duration, Unanswered>>,
     },
-    /// A trace, answered when the other nodes have.
+    /// A question to another node about a packet, answered when it has.
     Trace {
-        /// The network, if told.
-        network: Option<NetworkName>,
-        /// From.
-        source: std::net::IpAddr,
-        /// To.
-        destination: std::net::IpAddr,
+        /// Whom.
+        node: NodeId,
+        /// What; its number is the loop's to choose.
+        request: TraceRequest,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<TraceReply, String>>,
     },
+}
+
+/// Asks the loop, and waits for what it says; `None`: it has ended.
+pub async fn ask<T: Send + 'static>(
+    queries: &mpsc::Sender<Query>,
+    question: impl FnOnce(&mut Control, &View<'_>) -> T + Send + 'static,
+) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
+    let ask = Query::Ask(Box::new(move |control, view| {
+        let _ = reply.send(question(control, view));
+    }));
+    queries.send(ask).await.ok()?;
+    answer.await.ok()
 }

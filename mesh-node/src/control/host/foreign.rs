@@ -6,7 +6,11 @@
 
 use serde_json::Value;
 
+pub use self::flow::Flow;
+use self::flow::{flow_matches, state_of};
 use super::HostState;
+
+mod flow;
 
 /// Comment of the rules we put into a foreign chain, by which they are found again.
 pub const COMMENT: &str = "mesh-node";
@@ -62,7 +66,7 @@ pub fn foreign_chains(listing: &Value, state: &HostState) -> Vec<ForeignChain> {
             }
             let ways = [(&network.segment, &network.tun), (&network.tun, &network.segment)];
             let dropped = ways.into_iter().any(|(iif, oif)| {
-                let walk = Walk { objects, family, table, iif, oif };
+                let walk = Walk { objects, family, table, iif, oif, flow: None };
                 match walk.chain(name, 0) {
                     End::Drop => true,
                     End::Accept | End::Unknown => false,
@@ -76,6 +80,63 @@ pub fn foreign_chains(listing: &Value, state: &HostState) -> Vec<ForeignChain> {
         }
     }
     found
+}
+
+/// Where in its way through the host a packet is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// As it comes in, before it is routed.
+    Prerouting,
+    /// For the host itself.
+    Input,
+    /// Through the host.
+    Forward,
+    /// From the host itself.
+    Output,
+    /// As it goes out.
+    Postrouting,
+}
+
+/// The first of the others' chains that certainly drops this packet on its way from device `iif` to `oif` (`""`: none, at
+/// the host's own end). To let it pass, `tun` is to be let pass.
+pub fn dropping(
+    listing: &Value,
+    hook: Hook,
+    (iif, oif): (&str, &str),
+    flow: &Flow,
+    tun: &str,
+) -> Option<ForeignChain> {
+    let objects = listing["nftables"].as_array()?;
+    let hook = match hook {
+        Hook::Prerouting => "prerouting",
+        Hook::Postrouting => "postrouting",
+        Hook::Input => "input",
+        Hook::Forward => "forward",
+        Hook::Output => "output",
+    };
+    let mut chains: Vec<&Value> = objects.iter().map(|object| &object["chain"]).collect();
+    chains.sort_by_key(|chain| chain["prio"].as_i64());
+    chains.into_iter().find_map(|chain| {
+        let (family, table, name) = (text(chain, "family"), text(chain, "table"), text(chain, "name"));
+        let ours = family == "inet" && table == "mesh";
+        let of_family = match family {
+            "inet" => true,
+            "ip" => flow.destination.is_ipv4(),
+            "ip6" => flow.destination.is_ipv6(),
+            _ => false,
+        };
+        if ours || !of_family || text(chain, "hook") != hook {
+            return None;
+        }
+        let walk = Walk { objects, family, table, iif, oif, flow: Some(flow) };
+        let drops = match walk.chain(name, 0) {
+            End::Drop => true,
+            End::Accept | End::Unknown => false,
+            End::Through => text(chain, "policy") == "drop",
+        };
+        let [family, table, chain, tun] = [family, table, name, tun].map(str::to_owned);
+        drops.then_some(ForeignChain { family, table, chain, tun })
+    })
 }
 
 /// The rules of ours in foreign chains, as statements that delete them.
@@ -120,6 +181,8 @@ struct Walk<'a> {
     table: &'a str,
     iif: &'a str,
     oif: &'a str,
+    /// The very packet, where it is known.
+    flow: Option<&'a Flow>,
 }
 
 impl Walk<'_> {
@@ -175,15 +238,26 @@ impl Walk<'_> {
         }
         let empty = Vec::new();
         let entries = map["data"]["set"].as_array().unwrap_or(&empty);
-        let of_new = entries.iter().find(|entry| names(&entry[0]).contains(&"new"));
+        let state = state_of(self.flow);
+        let of_new = entries.iter().find(|entry| names(&entry[0]).contains(&state));
         of_new.and_then(|entry| self.verdict(&entry[1], depth)).unwrap_or(End::Through)
     }
 
     fn applies(&self, part: &Value) -> Applies {
+        if let (Some(flow), Some(matching)) = (self.flow, part.get("match"))
+            && let Some(matches) = flow_matches(flow, matching)
+        {
+            return if matches { Applies::Yes } else { Applies::No };
+        }
         let Some(matching) = part.get("match") else {
             // A condition in iptables' own form: what it asks (a state, a port) is seldom all of our traffic.
             if let Some(foreign) = part.get("xt") {
-                return if text(foreign, "name") == "comment" { Applies::Yes } else { Applies::No };
+                return match text(foreign, "name") {
+                    "comment" => Applies::Yes,
+                    // what lets answers pass is asked in this form as well
+                    _ if self.flow.is_some_and(|flow| flow.reply) => Applies::Some,
+                    _ => Applies::No,
+                };
             }
             // Rate limits and the like let some through.
             let narrows = ["limit", "quota", "ct count"].iter().any(|key| part.get(*key).is_some());
@@ -199,15 +273,22 @@ impl Walk<'_> {
             Some("iifname" | "iif") => self.iif,
             Some("oifname" | "oif") => self.oif,
             // One protocol only is not all of our traffic.
+            Some("l4proto") if self.flow.is_some() => return Applies::Some,
             Some("l4proto") => return Applies::No,
             Some(_) => return Applies::Some,
             None if left["ct"]["key"] == "state" => {
-                return if names(right).contains(&"new") == equal { Applies::Yes } else { Applies::No };
+                return if names(right).contains(&state_of(self.flow)) == equal {
+                    Applies::Yes
+                } else {
+                    Applies::No
+                };
             }
             // A new flow of ours is not translated.
             None if left["ct"]["key"] == "status" => return Applies::No,
             None => {
                 return match left["payload"]["protocol"].as_str() {
+                    // of a known packet, what was not understood above may be so or not
+                    _ if self.flow.is_some() => Applies::Some,
                     Some("tcp" | "udp" | "th" | "icmp" | "icmpv6") => Applies::No,
                     _ => Applies::Some,
                 };

@@ -1,6 +1,7 @@
 //! The nftables table of ours, as text for `nft -f -`: replaced whole, in one transaction.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use mesh_proto::Prefix;
 
@@ -35,6 +36,14 @@ pub fn ruleset(state: &HostState) -> String {
 /// The text that removes our table, whether it is there or not.
 pub fn removal() -> String {
     format!("add table {TABLE}\ndelete table {TABLE}\n")
+}
+
+/// Whether egress "local" carries packets to this destination: what chain `pre` marks.
+pub fn leaves_locally(state: &HostState, destination: IpAddr) -> bool {
+    let private = PRIVATE_V4.iter().chain(&PRIVATE_V6).filter_map(|text| text.parse::<Prefix>().ok());
+    let connected = state.connected.iter().map(|(_, prefix)| *prefix);
+    let mesh = state.networks.iter().flat_map(|n| &n.routes).map(|route| route.prefix);
+    !private.chain(connected).chain(mesh).any(|prefix| prefix.contains(destination))
 }
 
 fn write_table(out: &mut String, state: &HostState) -> std::fmt::Result {
