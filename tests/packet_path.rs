@@ -76,7 +76,7 @@ impl Node {
         let mut handles = vec![None; 8];
         handles[usize::from(network.0)] = Some(theirs.0);
         let counters = Arc::new(Counters::default());
-        let carrier = Box::new(Datagrams::new(connection.clone()));
+        let carrier = Arc::new(Datagrams::new(connection.clone()));
         let tunnel = Arc::new(Tunnel::new(PEER, handles, carrier, Arc::new(PeerCounters::default())));
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot {
             fib: fib(network, spec),
@@ -85,7 +85,7 @@ impl Node {
         let (wanted_sender, wanted) = mpsc::channel(4);
         let mut loops = PacketLoops::start(snapshot, counters.clone(), wanted_sender).unwrap();
         loops.add_network(network, tun).unwrap();
-        runtime.spawn(read_datagrams(connection.clone(), tunnel, loops.inbound()));
+        runtime.spawn(read_datagrams(connection.clone(), tunnel, loops.inbound(), Arc::default()));
         Self { vm, counters, wanted, loops, connection }
     }
 

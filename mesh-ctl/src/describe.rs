@@ -32,6 +32,8 @@ const ANSWERS: &[Answer] = &[
     ("egress", SchemaGenerator::into_root_schema_for::<api::EgressAnswer>),
     ("egress list", SchemaGenerator::into_root_schema_for::<api::EgressAnswer>),
     ("trace", SchemaGenerator::into_root_schema_for::<api::Trace>),
+    ("ping", SchemaGenerator::into_root_schema_for::<api::Ping>),
+    ("reload", SchemaGenerator::into_root_schema_for::<api::Reload>),
     ("completions", SchemaGenerator::into_root_schema_for::<Script>),
     ("man", SchemaGenerator::into_root_schema_for::<api::Done>),
 ];

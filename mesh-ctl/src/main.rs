@@ -20,6 +20,7 @@ use self::client::{Failure, Refusal, ask, escape};
 mod ca;
 mod client;
 mod describe;
+mod ping;
 mod show;
 
 /// The operator's command for a mesh node
@@ -80,6 +81,12 @@ enum Command {
         #[command(subcommand)]
         command: Option<EgressCommand>,
     },
+    /// Round trips, path and path MTU to a peer, or to an address of the mesh
+    #[command(after_help = "Examples:\n  mesh-ctl ping ph2 --sweep\n  mesh-ctl ping 10.77.2.10 -c 1")]
+    Ping(ping::PingCommand),
+    /// Read the configuration anew: what is applied, what needs a restart, or why it is rejected
+    #[command(after_help = "Example:\n  mesh-node check && mesh-ctl reload")]
+    Reload,
     /// A packet's journey, hop by hop, and what is done to it
     #[command(after_help = "Example:\n  mesh-ctl trace 192.168.100.5 10.77.2.5")]
     Trace {
@@ -256,6 +263,21 @@ async fn run(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Egress { network, command: None | Some(EgressCommand::List) } => {
             let answer = only(get("/v1/egress").await?, "egress", network.as_ref());
             outcome(answer, |answer| (show::egress(answer), true))
+        }
+        Command::Ping(command) => {
+            let tell = |line: String| {
+                if !cli.json && !cli.quiet {
+                    print(&line)
+                }
+            };
+            let ping = ping::ping(&cli.socket, command, tell).await?;
+            let good = ping.state == "answered";
+            let text = if cli.json { String::new() } else { show::ping_summary(&ping) };
+            Ok(Outcome { text, value: json!(ping), good })
+        }
+        Command::Reload => {
+            let answer = ask(&cli.socket, Method::POST, "/v1/reload", None).await?;
+            outcome(answer, |report: &api::Reload| (show::reload(report), report.state == "applied"))
         }
         Command::Trace { from, to, network } => {
             let network = network.as_ref().map(ToString::to_string);

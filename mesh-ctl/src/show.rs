@@ -149,6 +149,85 @@ fn why(reason: &Option<String>, detail: &Option<String>) -> String {
     detail.as_ref().or(reason.as_ref()).cloned().unwrap_or_default()
 }
 
+/// Where an echo goes; before the first one.
+pub(crate) fn ping_path(ping: &api::Ping) -> String {
+    let mut parts = vec![clean(&ping.target)];
+    if let Some(network) = &ping.network {
+        parts.push(format!("in network {}", clean(network)));
+    }
+    match (&ping.node, &ping.endpoint) {
+        (Some(node), Some(endpoint)) => {
+            let transport = ping.transport.as_deref().unwrap_or("tunnel");
+            parts.push(format!("by {} at {endpoint} ({})", clean(node), clean(transport)));
+        }
+        (Some(node), None) => parts.push(format!("on this node, {}", clean(node))),
+        _ => {}
+    }
+    if let Some(mtu) = ping.path_mtu_bytes {
+        parts.push(format!("path MTU {mtu} bytes"));
+    }
+    format!("{}\n", parts.join(", "))
+}
+
+/// One echo.
+pub(crate) fn ping_echo(number: usize, seconds: Option<f64>) -> String {
+    match seconds {
+        Some(_) => format!("echo {number}: {}\n", rtt(seconds)),
+        None => format!("echo {number}: no answer\n"),
+    }
+}
+
+/// After the last echo.
+pub(crate) fn ping_summary(ping: &api::Ping) -> String {
+    let mut out = String::new();
+    let heard: Vec<f64> = ping.rtts_seconds.iter().flatten().copied().collect();
+    if !ping.rtts_seconds.is_empty() {
+        _ = writeln!(out, "{} of {} answered", heard.len(), ping.rtts_seconds.len());
+    }
+    if !heard.is_empty() {
+        let (least, most) = heard.iter().fold((f64::MAX, 0.0_f64), |(a, b), v| (a.min(*v), b.max(*v)));
+        let mean = heard.iter().sum::<f64>() / heard.len() as f64;
+        let [least, mean, most] = [least, mean, most].map(|v| rtt(Some(v)));
+        _ = writeln!(out, "round trip: least {least}, mean {mean}, most {most}");
+    }
+    if let Some(largest) = ping.largest_bytes {
+        _ = writeln!(out, "largest packet answered: {largest} bytes");
+    }
+    if let Some(reason) = &ping.reason {
+        for part in wrap(&clean(reason), WIDTH) {
+            _ = writeln!(out, "{part}");
+        }
+    }
+    out
+}
+
+/// Verdict first, then its reasons, then key by key.
+pub(crate) fn reload(report: &api::Reload) -> String {
+    let mut out = match (report.state.as_str(), report.changes.len()) {
+        ("applied", 0) => "applied: nothing differs from the configuration in effect\n".to_owned(),
+        ("rejected", _) => "rejected: nothing was applied\n".to_owned(),
+        (state, _) => format!("{}\n", clean(state)),
+    };
+    for line in report.reason.iter().flat_map(|reason| reason.lines()) {
+        for (i, part) in wrap(&clean(line), WIDTH - 4).iter().enumerate() {
+            _ = writeln!(out, "  {}{part}", if i == 0 { "- " } else { "  " });
+        }
+    }
+    let change = |change: &api::ReloadChange| {
+        let difference = match (&change.before, &change.after) {
+            (None, Some(after)) => format!("added {after}").trim_end().to_owned(),
+            (Some(before), None) => format!("removed {before}").trim_end().to_owned(),
+            (before, after) => format!("{} -> {}", or_dash(before), or_dash(after)),
+        };
+        [change.key.clone(), change.state.clone(), difference]
+    };
+    if !report.changes.is_empty() {
+        let rows: Vec<_> = report.changes.iter().map(change).collect();
+        out.push_str(&table(["KEY", "STATE", "CHANGE"], &rows, Rows::Folded));
+    }
+    out
+}
+
 /// Verdict first, then reasons, then notes.
 pub(crate) fn status(status: &api::Status, color: bool) -> String {
     let state = clean(&status.state);
@@ -264,11 +343,23 @@ pub(crate) fn routes(routes: &[api::Route]) -> String {
 
 /// The routes to one address.
 pub(crate) fn route_get(found: &api::RouteGet) -> String {
-    if found.routes.is_empty() {
-        let reason = found.reason.as_deref().unwrap_or("no network has it");
-        return format!("no route to {}: {}\n", found.address, clean(reason));
+    let mut out = match &found.reason {
+        Some(reason) if found.routes.is_empty() => {
+            format!("no route to {}: {}\n", found.address, clean(reason))
+        }
+        _ => routes(&found.routes),
+    };
+    let row = |check: &api::RouteCheck| {
+        [check.network.clone(), check.step.clone(), check.state.clone(), check.text.clone()]
+    };
+    let rows: Vec<_> = found.checks.iter().map(row).collect();
+    if !rows.is_empty() {
+        out.push_str(&format!(
+            "\n{}",
+            table(["NETWORK", "STEP", "STATE", "BY, OR WHY NOT"], &rows, Rows::Folded)
+        ));
     }
-    routes(&found.routes)
+    out
 }
 
 /// Who carries which destination.

@@ -12,6 +12,7 @@ use mesh_proto::{NetworkName, NodeId, Prefix};
 use crate::forward::fib::Expose;
 
 mod check;
+pub mod document;
 pub mod reference;
 mod walk;
 
@@ -75,9 +76,10 @@ pub enum OnStop {
 }
 
 /// What to do about a user's forward chain that drops mesh traffic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ForeignChains {
     /// Name it in the status.
+    #[default]
     Report,
     /// Put two accept rules there.
     Insert,
@@ -197,6 +199,17 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl std::error::Error for ConfigErrors {}
+
+impl NodeConfig {
+    /// Takes over from the running node what counts at the next start only; see `document`.
+    pub fn keep(&mut self, running: &Self) {
+        self.listen = running.listen;
+        self.state_dir.clone_from(&running.state_dir);
+        self.control_socket.clone_from(&running.control_socket);
+        self.keepalive = running.keepalive;
+        self.workers = running.workers;
+    }
+}
 
 impl Config {
     /// Reads and checks the text of a file; `path` is for the messages.

@@ -178,6 +178,21 @@ pub struct RouteGet {
     pub routes: Vec<Route>,
     /// Why there is none.
     pub reason: Option<String>,
+    /// Network by network, step by step, what led there or what stands against it.
+    pub checks: Vec<RouteCheck>,
+}
+
+/// A step from an announcement to a route.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RouteCheck {
+    /// The network.
+    pub network: String,
+    /// `announced`, `authorised`, `installed`, `kernel`.
+    pub step: String,
+    /// `yes` or `no`.
+    pub state: String,
+    /// By which record, certificate or rule; or what stops it, and the remedy.
+    pub text: String,
 }
 
 /// `GET /v1/egress`.
@@ -252,6 +267,83 @@ pub struct Hop {
     pub destination: IpAddr,
     /// What was done.
     pub action: String,
+}
+
+/// What `mesh-ctl ping` found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Ping {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// As asked: a peer's name, or an address.
+    pub target: String,
+    /// `answered`; `partly`: some were lost; `lost`; `too big`; `no route`.
+    pub state: String,
+    /// Why it is not `answered`.
+    pub reason: Option<String>,
+    /// The node that has the target.
+    pub node: Option<String>,
+    /// Where the node is, unless it is this one.
+    pub endpoint: Option<String>,
+    /// How packets travel there.
+    pub transport: Option<String>,
+    /// The network, of an address.
+    pub network: Option<String>,
+    /// Largest inner packet on the path.
+    pub path_mtu_bytes: Option<u32>,
+    /// Bytes of the inner packets sent.
+    pub size_bytes: u32,
+    /// Round trips in order; none for an echo that was lost.
+    pub rtts_seconds: Vec<Option<f64>>,
+    /// Largest inner packet that was answered, where sizes were tried.
+    pub largest_bytes: Option<u32>,
+}
+
+/// `POST /v1/ping`: one echo over a peer's tunnel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EchoAsk {
+    /// The peer's name.
+    pub peer: String,
+    /// Bytes of the inner packet that the echo stands for.
+    pub size: u32,
+}
+
+/// Its answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EchoAnswer {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// `answered`, `lost` or `too big`.
+    pub state: String,
+    /// Why it is not `answered`.
+    pub reason: Option<String>,
+    /// Round trip.
+    pub rtt_seconds: Option<f64>,
+}
+
+/// `POST /v1/reload`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Reload {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// `applied` (also when nothing differs), `needs restart` (for some of it), or `rejected`: nothing was applied.
+    pub state: String,
+    /// Why it is not `applied`: every error, a line each.
+    pub reason: Option<String>,
+    /// What differs from the configuration in effect.
+    pub changes: Vec<ReloadChange>,
+}
+
+/// A difference that a reload found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ReloadChange {
+    /// `SECTION: KEY`, or a whole section.
+    pub key: String,
+    /// Value in effect before, as TOML.
+    pub before: Option<String>,
+    /// Value in the file.
+    pub after: Option<String>,
+    /// `applied`, `needs restart` or `rejected`.
+    pub state: String,
 }
 
 /// Any refusal: `application/problem+json` (RFC 9457).

@@ -111,6 +111,10 @@ fn every_answer_is_as_the_published_schema_says() {
         ("trace", &["192.168.100.10", "10.77.2.10"], 0),
         ("trace", &["fd64::10", "fd00:77:2::10"], 0),
         ("trace", &["192.168.100.10", "10.250.0.1"], 1),
+        ("ping", &[LONG, "--count", "1", "--sweep"], 0),
+        ("ping", &["10.77.2.10", "-c", "1"], 0),
+        ("ping", &["9.9.9.9"], 1),
+        ("reload", &[], 0),
         ("completions", &["bash"], 0),
         ("man", &[&pages], 0),
     ];

@@ -34,7 +34,9 @@ pub mod kernel;
 pub mod limiter;
 pub mod members;
 mod publish;
+mod reload;
 pub mod rib;
+mod route_get;
 pub mod sessions;
 pub mod status;
 pub mod trace;
@@ -101,6 +103,8 @@ pub struct Counts {
     pub egress_failovers: BTreeMap<NetworkName, u64>,
     /// Records refused.
     pub records_refused: u64,
+    /// The last reload was rejected.
+    pub reload_failed: bool,
 }
 
 /// Lines that a peer can trigger.
@@ -128,6 +132,8 @@ pub struct Control {
     limits: Limits,
     /// Records of our own name that were newer than ours: one may be from our past, more are another node's.
     own_name_elsewhere: u32,
+    /// The networks' numbers have changed since the start: a hello may be older than that.
+    renumbered: bool,
     traces: trace::Traces,
     outputs: VecDeque<Output>,
 }
@@ -178,6 +184,7 @@ impl Control {
             counts: Counts::default(),
             limits: Limits::default(),
             own_name_elsewhere: 0,
+            renumbered: false,
             traces: trace::Traces::default(),
             outputs: VecDeque::new(),
         };
@@ -237,6 +244,11 @@ impl Control {
                     self.announce(false, now);
                 }
             }
+            Input::Reload(Ok(new)) => {
+                self.counts.reload_failed = false;
+                self.reload(new.local, new.trust, now);
+            }
+            Input::Reload(Err(())) => self.counts.reload_failed = true,
             Input::HostSynced(repaired) => {
                 self.host.error = None;
                 repaired.into_iter().for_each(|what| self.repaired(what));
@@ -342,6 +354,11 @@ impl Control {
     /// Counts for the metrics endpoint.
     pub fn counts(&self) -> &Counts {
         &self.counts
+    }
+
+    /// The connection of a peer's tunnel.
+    pub fn connection(&self, peer: &NodeId) -> Option<event::ConnId> {
+        Some(self.members.peers.get(peer)?.tunnel.as_ref()?.conn)
     }
 
     /// Adds a peer at run time.

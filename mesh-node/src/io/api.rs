@@ -14,22 +14,30 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
-use mesh_proto::api::{Done, Hop, PeerAdd, PeerAnswer, Problem, SCHEMA, Trace, TraceAsk};
+use mesh_proto::NodeId;
+use mesh_proto::api::{
+    Done, EchoAnswer, EchoAsk, Hop, PeerAdd, PeerAnswer, Problem, Reload, SCHEMA, Trace, TraceAsk,
+};
 use mesh_proto::suggest;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::query::{Query, View};
+use super::quic::echo::Unanswered;
 use crate::config;
 use crate::control::Control;
 
 /// Longest time for the other nodes of a trace to answer.
 const TRACE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 
+/// Asks for a reload; answered with its report.
+pub type ReloadRequest = oneshot::Sender<Reload>;
+
 #[derive(Clone)]
 struct Server {
     queries: mpsc::Sender<Query>,
+    reloads: mpsc::Sender<ReloadRequest>,
 }
 
 #[derive(Clone, Copy)]
@@ -134,6 +142,43 @@ async fn peer_remove(
     }
 }
 
+async fn ping(State(server): State<Server>, Json(ask): Json<EchoAsk>) -> Response {
+    let peer: NodeId = match ask.peer.parse() {
+        Ok(peer) => peer,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, format!("peer {error}")),
+    };
+    let (reply, answer) = oneshot::channel();
+    let size = (ask.size as usize).min(usize::from(u16::MAX));
+    if server.queries.send(Query::Ping { peer, size, reply }).await.is_err() {
+        return stopping();
+    }
+    let Ok(answer) = answer.await else { return stopping() };
+    let (state, reason) = match answer {
+        Ok(_) => ("answered", None),
+        Err(Unanswered::Lost) => ("lost", Some("no answer within a second".to_owned())),
+        Err(Unanswered::TooBig) => {
+            ("too big", Some(format!("the tunnel carries no packet of {} bytes at present", ask.size)))
+        }
+        Err(Unanswered::Gone) => {
+            let text = format!("no tunnel to {0}: `mesh-ctl peer show {0}` says why", ask.peer);
+            return problem(StatusCode::UNPROCESSABLE_ENTITY, text);
+        }
+    };
+    let rtt_seconds = answer.ok().map(|rtt| rtt.as_secs_f64());
+    Json(EchoAnswer { schema: SCHEMA, state: state.to_owned(), reason, rtt_seconds }).into_response()
+}
+
+async fn reload(State(server): State<Server>, ConnectInfo(caller): ConnectInfo<Caller>) -> Response {
+    if let Some(refusal) = refused(caller) {
+        return refusal;
+    }
+    let (reply, report) = oneshot::channel();
+    if server.reloads.send(reply).await.is_err() {
+        return stopping();
+    }
+    report.await.map_or_else(|_| stopping(), |report| Json(report).into_response())
+}
+
 #[derive(Deserialize)]
 struct RouteQuery {
     address: std::net::IpAddr,
@@ -191,6 +236,8 @@ fn router(server: Server) -> Router {
         .route("/v1/routes/get", get(route_get))
         .route("/v1/egress", get(|State(s): State<Server>| async move { s.json(|c, _| c.egress()).await }))
         .route("/v1/trace", post(trace))
+        .route("/v1/reload", post(reload))
+        .route("/v1/ping", post(ping))
         .fallback(|| async {
             problem(StatusCode::NOT_FOUND, "this node has no such resource: is it of another version?")
         })
@@ -201,6 +248,7 @@ fn router(server: Server) -> Router {
 pub fn serve(
     path: &FsPath,
     queries: mpsc::Sender<Query>,
+    reloads: mpsc::Sender<ReloadRequest>,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
     if let Some(dir) = path.parent() {
@@ -213,7 +261,7 @@ pub fn serve(
         std::os::unix::fs::chown(path, None, Some(gid))?;
     }
     let path = Arc::<FsPath>::from(path);
-    let service = router(Server { queries }).into_make_service_with_connect_info::<Caller>();
+    let service = router(Server { queries, reloads }).into_make_service_with_connect_info::<Caller>();
     Ok(async move {
         let server = axum::serve(listener, service).with_graceful_shutdown(async move {
             let _ = stop.changed().await;

@@ -114,8 +114,7 @@ fn input(control: &mut Control, view: &View<'_>, counters: &Counters) -> Metrics
         count: handshakes.count,
     };
     MetricsInput {
-        // the node runs with what was accepted; it is not read again while it runs
-        reload_successful: true,
+        reload_successful: !control.counts().reload_failed,
         handshakes,
         probes: Vec::new(),
         version: env!("CARGO_PKG_VERSION").into(),
