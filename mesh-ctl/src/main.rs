@@ -126,6 +126,7 @@ impl Command {
             | Self::Route(RouteCommand::Get { network, .. })
             | Self::Egress { network, .. }
             | Self::Trace { network, .. } => network.as_ref(),
+            Self::Ping(command) => command.network.as_ref(),
             _ => None,
         }
     }

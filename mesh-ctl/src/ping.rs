@@ -43,7 +43,7 @@ pub(crate) struct PingCommand {
     sweep: bool,
     /// The network, where more than one would fit
     #[arg(long, value_name = "N")]
-    network: Option<NetworkName>,
+    pub(crate) network: Option<NetworkName>,
 }
 
 /// What became of one echo.
