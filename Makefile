@@ -29,6 +29,7 @@ lab-down: build
 
 # The namespace tests have one lab at a time: they measure seconds, and two labs would slow each other.
 test: build
+	@tests/deps.sh test
 	$(CARGO) test --workspace --exclude mesh-tests --locked
 	$(CARGO) test -p mesh-tests --locked --no-fail-fast -- --test-threads=1
 

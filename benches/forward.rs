@@ -3,7 +3,7 @@
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use mesh_node::forward::fib::{NetworkFib, NetworkSpec, PeerIx};
-use mesh_node::forward::segment::{Coalescer, GSO_TCPV4, NEEDS_CSUM, VnetHdr, cut};
+use mesh_node::forward::segment::{Coalescer, GSO_TCPV4, NEEDS_CSUM, VnetHdr, cut, on_wire};
 use mesh_node::forward::{inbound, outbound};
 use mesh_proto::Prefix;
 use mesh_proto::ip::checksum::{checksum, pseudo_header};
@@ -89,6 +89,14 @@ fn cut_64_kb(bencher: Bencher) {
         }
         out.len()
     });
+}
+
+/// What counting in segments costs a superpacket, besides cutting it.
+#[divan::bench]
+fn count_64_kb(bencher: Bencher) {
+    let packet = tcp([192, 168, 100, 5], [10, 78, 0, 9], 65_000, true);
+    let vnet = VnetHdr { flags: NEEDS_CSUM, gso_type: GSO_TCPV4, gso_size: 1400, ..VnetHdr::default() };
+    bencher.counter(ItemsCount::new(1u32)).bench_local(|| on_wire(black_box(&vnet), black_box(&packet)));
 }
 
 #[divan::bench]

@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the lab and its tests call, on Debian and its relatives; does nothing where all is there.
+#   deps.sh          what `make demo` and `make lab` need
+#   deps.sh test     and what `make test` needs besides
+#   deps.sh bench    and what `make bench` needs besides
 set -euo pipefail
 
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -21,6 +24,36 @@ need sysctl procps
 need cc build-essential
 if [ "${1:-}" = bench ]; then
     need nebula nebula # what the benchmarks compare with
+fi
+
+# Prometheus is unpacked into the target directory, not installed: the package would start a service on this machine.
+fetch_prometheus() {
+    if command -v prometheus >/dev/null 2>&1 && command -v promtool >/dev/null 2>&1; then
+        return
+    fi
+    local target tools
+    target="${CARGO_TARGET_DIR:-$(cd "$(dirname "$0")/.." && pwd)/target}"
+    tools="$target/tools/prometheus"
+    if [ -x "$tools/usr/bin/prometheus" ] && [ -x "$tools/usr/bin/promtool" ]; then
+        return
+    fi
+    rm -rf "$tools"
+    mkdir -p "$tools"
+    download() { (cd "$tools" && apt-get -o APT::Sandbox::User=root download -qq prometheus); }
+    # the list of packages may be absent (a fresh container), or name a version that is gone
+    if ! download; then
+        if [ "$(id -u)" -ne 0 ]; then
+            echo "prometheus cannot be downloaded: run \`apt-get update\` as root, or install prometheus" >&2
+            exit 1
+        fi
+        apt-get update -qq
+        download
+    fi
+    dpkg-deb -x "$tools"/prometheus_*.deb "$tools"
+    rm "$tools"/prometheus_*.deb
+}
+if [ "${1:-}" = test ]; then
+    fetch_prometheus
 fi
 
 if [ "${#missing[@]}" -eq 0 ]; then

@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail by panicking, like the tests")]
 #![allow(clippy::disallowed_methods, reason = "a deadline, so that a failing test ends")]
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ use mesh_proto::ip::Packet;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
+#[path = "packet_path/counts.rs"]
+mod counts;
+
 /// Each node has one other, and that is its peer 0.
 const PEER: PeerIx = PeerIx(0);
 /// A's number of the network and B's: different, so that a mix-up shows.
@@ -39,6 +43,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct Node {
     vm: UnixDatagram,
     counters: Arc<Counters>,
+    peer: Arc<PeerCounters>,
+    network: NetworkIx,
     wanted: mpsc::Receiver<PeerIx>,
     loops: PacketLoops,
     connection: quinn::Connection,
@@ -77,7 +83,8 @@ impl Node {
         handles[usize::from(network.0)] = Some(theirs.0);
         let counters = Arc::new(Counters::default());
         let carrier = Arc::new(Datagrams::new(connection.clone()));
-        let tunnel = Arc::new(Tunnel::new(PEER, handles, carrier, Arc::new(PeerCounters::default())));
+        let peer = Arc::new(PeerCounters::default());
+        let tunnel = Arc::new(Tunnel::new(PEER, handles, carrier, peer.clone()));
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot {
             fib: fib(network, spec),
             tunnels: vec![Some(tunnel.clone())],
@@ -86,7 +93,7 @@ impl Node {
         let mut loops = PacketLoops::start(snapshot, counters.clone(), wanted_sender).unwrap();
         loops.add_network(network, tun).unwrap();
         runtime.spawn(read_datagrams(connection.clone(), tunnel, loops.inbound(), Arc::default()));
-        Self { vm, counters, wanted, loops, connection }
+        Self { vm, counters, peer, network, wanted, loops, connection }
     }
 
     fn send(&self, packet: &[u8]) {
@@ -161,6 +168,7 @@ fn spec(own: u8, other: u8) -> NetworkSpec {
             (prefix(format!("10.77.{other}.0/24")), PEER),
             (prefix(format!("fd77:{other}::/64")), PEER),
             (prefix("10.77.9.0/24".into()), PeerIx(9)),
+            (prefix("fd77:9::/64".into()), PeerIx(9)),
         ],
         egress: vec![],
         egress_peers: vec![],

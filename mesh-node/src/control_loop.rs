@@ -15,7 +15,7 @@ use crate::control::event::{ConnId, Input, Output, Saved, Target, TunnelSpec};
 use crate::control::host::HostState;
 use crate::control::status::{self, Figures, Traffic};
 use crate::forward::counters::{Direction, PeerCounters};
-use crate::forward::fib::{Fib, NetworkSpec, PeerIx};
+use crate::forward::fib::{Fib, NetworkIx, NetworkSpec, PeerIx};
 use crate::io::now;
 use crate::io::query::{Query, View};
 use crate::io::quic::connection::{self, Context, Dial, Door, Event};
@@ -67,6 +67,18 @@ impl status::Live for Figured<'_> {
     fn traffic(&self, peer: PeerIx) -> Traffic {
         let Some(counters) = self.traffic.get(&peer) else { return Traffic::default() };
         let (out, inb) = (counters.read(Direction::Outbound), counters.read(Direction::Inbound));
+        Traffic {
+            receive_packets: inb.packets,
+            receive_bytes: inb.bytes,
+            transmit_packets: out.packets,
+            transmit_bytes: out.bytes,
+        }
+    }
+
+    fn egress(&self, peer: PeerIx, network: NetworkIx) -> Traffic {
+        let Some(counters) = self.traffic.get(&peer) else { return Traffic::default() };
+        let read = |direction| counters.read_egress(direction, network);
+        let (out, inb) = (read(Direction::Outbound), read(Direction::Inbound));
         Traffic {
             receive_packets: inb.packets,
             receive_bytes: inb.bytes,

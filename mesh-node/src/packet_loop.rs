@@ -29,7 +29,7 @@ use std::thread::{Builder, JoinHandle};
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
-use crate::forward::counters::Counters;
+use crate::forward::counters::{Counters, Worker};
 use crate::forward::fib::{NetworkIx, PeerIx};
 use crate::io::quic::datagram::{InboundSender, inbound_queue};
 use crate::io::tun::Tun;
@@ -78,7 +78,7 @@ impl PacketLoops {
         let shared = Arc::new(Shared { snapshot, tuns: ArcSwap::default(), counters, wanted });
         let (inbound, queue) = inbound_queue();
         let stop = Arc::new(AtomicBool::new(false));
-        let thread = spawn("mesh-in".to_owned(), {
+        let thread = spawn(Worker::Inbound.name(), {
             let (shared, stop) = (shared.clone(), stop.clone());
             move || inbound::run(&shared, queue, &stop)
         })?;
@@ -94,7 +94,7 @@ impl PacketLoops {
     pub fn add_network(&mut self, network: NetworkIx, tun: Arc<Tun>) -> io::Result<()> {
         self.remove_network(network);
         let stop = Arc::new(AtomicBool::new(false));
-        let thread = spawn(format!("mesh-out-{}", network.0), {
+        let thread = spawn(Worker::Outbound(network).name(), {
             let (shared, tun, stop) = (self.shared.clone(), tun.clone(), stop.clone());
             move || outbound::run(&shared, network, &tun, &stop)
         })?;

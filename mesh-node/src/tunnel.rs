@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use mesh_proto::frame::FrameHeader;
 use mesh_proto::limits::FRAME_HEADER;
 
-use crate::forward::counters::{Direction, PeerCounters};
+use crate::forward::counters::{Direction, PeerCounters, TrafficCount};
 use crate::forward::fib::{Fib, NetworkIx, PeerIx};
 
 /// What carries frames to one peer.
@@ -35,6 +35,13 @@ pub struct Sent {
     pub queue_full: u64,
     /// Dropped: the connection is no more.
     pub gone: u64,
+}
+
+impl Sent {
+    /// Bytes of the inner packets sent.
+    pub fn inner_bytes(&self) -> u64 {
+        self.bytes.saturating_sub(self.packets * FRAME_HEADER as u64)
+    }
 }
 
 /// A live connection to one peer.
@@ -72,14 +79,20 @@ impl Tunnel {
     /// reasons are labels of the node, not of the peer.
     pub fn send(&self, batch: &mut OutBatch) -> Sent {
         let sent = self.carrier.send(batch);
-        let inner = sent.bytes.saturating_sub(sent.packets * FRAME_HEADER as u64);
-        self.counters.add(Direction::Outbound, sent.packets, inner);
+        self.counters.add(Direction::Outbound, sent.packets, sent.inner_bytes());
         sent
     }
 
     /// Counts inner packets that came from the peer, whatever becomes of them.
     pub fn count_received(&self, packets: u64, bytes: u64) {
         self.counters.add(Direction::Inbound, packets, bytes);
+    }
+
+    /// Counts inner packets of a network to or from the Internet, with the peer as egress node.
+    pub fn count_egress(&self, direction: Direction, network: NetworkIx, count: TrafficCount) {
+        if count.packets > 0 {
+            self.counters.add_egress(direction, network, count);
+        }
     }
 
     /// The largest inner packet that fits at present.
@@ -161,6 +174,8 @@ pub struct InBatch {
     pub tunnel: Arc<Tunnel>,
     /// The frames, unchecked.
     pub frames: Vec<Bytes>,
+    /// Frames that came before these and were lost here, since the connection's receive buffer was full.
+    pub lost: u64,
 }
 
 #[cfg(test)]

@@ -175,27 +175,46 @@ impl TrustRoots {
 
     /// Whom a chain (leaf first) proves at `now`: signed by a CA of ours, for both sides of TLS, and within its time.
     pub fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Identity, IdentityError> {
-        let (leaf, intermediates) = chain.split_first().ok_or_else(|| malformed("no certificate"))?;
-        let identity = Identity::from_certificate(leaf)?;
-        let cert = EndEntityCert::try_from(leaf).map_err(malformed)?;
-        for usage in [KeyUsage::client_auth(), KeyUsage::server_auth()] {
-            let algorithms = webpki::ALL_VERIFICATION_ALGS;
-            cert.verify_for_usage(algorithms, &self.anchors, intermediates, now, usage, None, None).map_err(
-                |error| match error {
-                    webpki::Error::UnknownIssuer => IdentityError::UnknownIssuer,
-                    webpki::Error::CertExpired { .. } => {
-                        IdentityError::Expired { not_after: rfc3339(identity.not_after) }
-                    }
-                    webpki::Error::CertNotValidYet { .. } => {
-                        IdentityError::NotYetValid { not_before: rfc3339(identity.not_before) }
-                    }
-                    webpki::Error::InvalidSignatureForPublicKey => IdentityError::BadSignature,
-                    other => malformed(format!("{other:?}")),
-                },
-            )?;
-        }
-        Ok(identity)
+        verify_by(&self.anchors, chain, now)
     }
+
+    /// When the last of the CAs ends that vouch for a chain, valid at `now`; seconds since 1970.
+    pub fn vouching_until(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Option<i64> {
+        let all = self.certificates.iter().zip(self.anchors.chunks(1));
+        let vouching = all.filter(|(_, anchor)| verify_by(anchor, chain, now).is_ok());
+        let ends = vouching.filter_map(|(certificate, _)| {
+            let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+            Some(parsed.validity().not_after.timestamp())
+        });
+        ends.max()
+    }
+}
+
+fn verify_by(
+    anchors: &[TrustAnchor<'_>],
+    chain: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<Identity, IdentityError> {
+    let (leaf, intermediates) = chain.split_first().ok_or_else(|| malformed("no certificate"))?;
+    let identity = Identity::from_certificate(leaf)?;
+    let cert = EndEntityCert::try_from(leaf).map_err(malformed)?;
+    for usage in [KeyUsage::client_auth(), KeyUsage::server_auth()] {
+        let algorithms = webpki::ALL_VERIFICATION_ALGS;
+        cert.verify_for_usage(algorithms, anchors, intermediates, now, usage, None, None).map_err(
+            |error| match error {
+                webpki::Error::UnknownIssuer => IdentityError::UnknownIssuer,
+                webpki::Error::CertExpired { .. } => {
+                    IdentityError::Expired { not_after: rfc3339(identity.not_after) }
+                }
+                webpki::Error::CertNotValidYet { .. } => {
+                    IdentityError::NotYetValid { not_before: rfc3339(identity.not_before) }
+                }
+                webpki::Error::InvalidSignatureForPublicKey => IdentityError::BadSignature,
+                other => malformed(format!("{other:?}")),
+            },
+        )?;
+    }
+    Ok(identity)
 }
 
 /// A node's private key.

@@ -19,6 +19,7 @@ pub mod command;
 pub mod delay;
 pub mod demo;
 pub mod node;
+pub mod prometheus;
 pub mod serve;
 pub mod spec;
 pub mod world;

@@ -29,6 +29,7 @@ use crate::forward::fib::NetworkSpec;
 
 pub mod event;
 mod exchange;
+pub mod gauges;
 pub mod host;
 pub mod kernel;
 pub mod limiter;

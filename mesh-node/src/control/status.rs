@@ -1,18 +1,18 @@
 //! Read-only answers for the API and the metrics: what `Control` knows, in the operator's words.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mesh_proto::api;
 use mesh_proto::identity::rfc3339;
-use mesh_proto::{NetworkName, NodeId};
+use mesh_proto::{NodeId, Prefix};
 
 use super::Control;
 use super::event::{ConnId, LocalNetwork, Now};
-use super::host::MeshRoute;
 use super::members::Peer;
-use super::rib;
+use super::{gauges, rib};
 use crate::config::EgressChoice;
-use crate::forward::fib::PeerIx;
+use crate::forward::fib::{NetworkIx, PeerIx};
 
 /// A certificate that ends within this time is worth a line.
 const EXPIRY_WARNING: i64 = 14 * 86_400;
@@ -46,6 +46,10 @@ pub trait Live {
     fn figures(&self, conn: ConnId) -> Option<Figures>;
     /// Of a peer.
     fn traffic(&self, peer: PeerIx) -> Traffic;
+    /// Of a network to and from the Internet, with the peer as egress node.
+    fn egress(&self, _peer: PeerIx, _network: NetworkIx) -> Traffic {
+        Traffic::default()
+    }
 }
 
 pub(super) fn moment(unix_ms: u64) -> String {
@@ -251,14 +255,7 @@ impl Control {
     }
 
     fn state_of(&self, node: &NodeId, peer: &Peer) -> &'static str {
-        match peer {
-            Peer { tunnel: Some(_), .. } => "up",
-            Peer { left: true, .. } => "left",
-            // beyond a full mesh a tunnel is made when traffic wants it
-            _ if !self.members.wants_tunnel(node) => "idle",
-            Peer { dialer, .. } if dialer.dialing && dialer.failures == 0 => "dialing",
-            _ => "down",
-        }
+        gauges::state(peer, self.members.wants_tunnel(node))
     }
 
     fn origin(&self, node: &NodeId) -> &'static str {
@@ -307,9 +304,10 @@ impl Control {
         let mut all = Vec::new();
         for network in &self.local.networks {
             let kernel = self.published.2.networks.iter().find(|n| n.slot == network.ix.0);
-            let installed: &[MeshRoute] = kernel.map_or(&[], |n| &n.routes);
+            let installed: BTreeMap<Prefix, Option<u32>> =
+                kernel.iter().flat_map(|n| &n.routes).map(|r| (r.prefix, r.mtu)).collect();
             for route in rib::routes(network, &self.members) {
-                let mtu = installed.iter().find(|r| r.prefix == route.prefix).and_then(|r| r.mtu);
+                let mtu = installed.get(&route.prefix).copied().flatten();
                 let (state, reason) = match (&route.node, mtu) {
                     (None, _) => ("local", None),
                     (Some(_), Some(_)) => ("installed", None),
@@ -339,7 +337,7 @@ impl Control {
         for network in &self.local.networks {
             let line = |state: &str, reason: Option<String>, v4| api::Egress {
                 network: network.name.to_string(),
-                destination: mesh_proto::Prefix::default_route(v4),
+                destination: Prefix::default_route(v4),
                 state: state.into(),
                 reason,
                 elected: None,
@@ -388,32 +386,8 @@ impl Control {
         api::EgressAnswer { schema: api::SCHEMA, egress }
     }
 
-    /// Peers by index, for counters.
-    pub fn peer_names(&self) -> Vec<(PeerIx, NodeId, bool)> {
-        self.members.peers.iter().map(|(n, p)| (p.ix, n.clone(), p.tunnel.is_some())).collect()
-    }
-
-    /// (network, index) of this node.
-    pub fn network_names(&self) -> Vec<(NetworkName, crate::forward::fib::NetworkIx)> {
-        self.local.networks.iter().map(|n| (n.name.clone(), n.ix)).collect()
-    }
-
     /// Name and certificate's end of this node.
     pub fn own_name(&self) -> (NodeId, i64) {
         (self.local.identity.node.clone(), self.local.identity.not_after)
-    }
-
-    /// Whether this node's own VMs, or others', leave through a node: (network, node, in use).
-    pub fn egress_active(&self) -> Vec<(NetworkName, NodeId, bool)> {
-        let mut active = std::collections::BTreeMap::new();
-        for (network, elections) in &self.elections {
-            for election in elections {
-                for candidate in &election.candidates {
-                    let used = election.elected.as_ref() == Some(&candidate.node);
-                    *active.entry((network.clone(), candidate.node.clone())).or_insert(false) |= used;
-                }
-            }
-        }
-        active.into_iter().map(|((network, node), used)| (network, node, used)).collect()
     }
 }

@@ -17,6 +17,7 @@ use super::*;
 use crate::config::{EgressChoice, EgressConfig};
 use crate::forward::fib::{Egress, Expose, NetworkIx};
 
+mod gauges;
 mod reload;
 mod route_get;
 

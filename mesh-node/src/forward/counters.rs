@@ -1,7 +1,17 @@
-//! Counts of the packet path. Each field has one writer, the loop of its direction, so that an add is a load and a store
-//! without a locked instruction. Any number of readers; what they read of different fields need not be of one instant.
+//! Counts of the packet path. Added to once a batch, never per packet, and with relaxed order. What readers see of
+//! different counts need not be of one instant; once the path is quiet it is exact.
+//!
+//! All are in packets as they would be on a wire: a superpacket counts as its segments. So, on every node,
+//!
+//! ```text
+//!  outbound:  workers' packets = transmitted to peers + hairpinned + dropped
+//!  inbound:   workers' packets = received by networks + dropped
+//! ```
+//!
+//! Drops going out are added to by one thread per network; every other count has one writer.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use mesh_proto::limits::MAX_NETWORKS;
 
@@ -36,7 +46,9 @@ struct Count(AtomicU64);
 
 impl Count {
     fn add(&self, n: u64) {
-        self.0.fetch_add(n, Relaxed);
+        if n > 0 {
+            self.0.fetch_add(n, Relaxed);
+        }
     }
 
     fn read(&self) -> u64 {
@@ -51,9 +63,9 @@ struct Traffic {
 }
 
 impl Traffic {
-    fn add(&self, packets: u64, bytes: u64) {
-        self.packets.add(packets);
-        self.bytes.add(bytes);
+    fn add(&self, count: TrafficCount) {
+        self.packets.add(count.packets);
+        self.bytes.add(count.bytes);
     }
 
     fn read(&self) -> TrafficCount {
@@ -61,7 +73,7 @@ impl Traffic {
     }
 }
 
-/// Packets and bytes, as read.
+/// Packets and bytes, as read or to be added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TrafficCount {
     /// Packets.
@@ -70,40 +82,165 @@ pub struct TrafficCount {
     pub bytes: u64,
 }
 
-/// What one peer sent and was sent: kept by its tunnel.
-#[derive(Debug, Default)]
+impl TrafficCount {
+    /// Adds another.
+    pub fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// What one peer sent and was sent: kept over its tunnels.
+#[derive(Debug)]
 pub struct PeerCounters {
     traffic: [Traffic; 2],
+    /// By `NetworkIx`: to the Internet by this peer as egress node, and from there.
+    egress: Vec<[Traffic; 2]>,
+}
+
+impl Default for PeerCounters {
+    fn default() -> Self {
+        let egress = (0..MAX_NETWORKS).map(|_| Default::default()).collect();
+        Self { traffic: Default::default(), egress }
+    }
 }
 
 impl PeerCounters {
     /// Counts packets to (outbound) or from (inbound) the peer.
     pub fn add(&self, direction: Direction, packets: u64, bytes: u64) {
-        self.traffic[direction as usize].add(packets, bytes);
+        self.traffic[direction as usize].add(TrafficCount { packets, bytes });
     }
 
     /// The count.
     pub fn read(&self, direction: Direction) -> TrafficCount {
         self.traffic[direction as usize].read()
     }
+
+    /// Counts packets of a network to the Internet (outbound) or from there (inbound), with the peer as egress node.
+    pub fn add_egress(&self, direction: Direction, network: NetworkIx, count: TrafficCount) {
+        if let Some(egress) = self.egress.get(usize::from(network.0)) {
+            egress[direction as usize].add(count);
+        }
+    }
+
+    /// The count.
+    pub fn read_egress(&self, direction: Direction, network: NetworkIx) -> TrafficCount {
+        let egress = self.egress.get(usize::from(network.0));
+        egress.map(|e| e[direction as usize].read()).unwrap_or_default()
+    }
+}
+
+/// What a network's packets are counted as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Flow {
+    /// Taken by a tunnel.
+    Transmit,
+    /// Delivered from the mesh.
+    Receive,
+    /// Back into the TUN they came from.
+    Hairpin,
+    /// Of our own VMs to the Internet, by this node as their egress node. Part of `Hairpin`.
+    OwnEgressTransmit,
+    /// The way back. Part of `Hairpin`.
+    OwnEgressReceive,
+    /// Of other nodes' VMs to the Internet, by this node as their egress node. Part of `Receive`.
+    CarriedTransmit,
+    /// The way back. Part of `Transmit`, as far as the tunnel takes them.
+    CarriedReceive,
+}
+
+const FLOWS: usize = Flow::CarriedReceive as usize + 1;
+
+#[derive(Debug, Default)]
+struct NetworkCounts {
+    flows: [Traffic; FLOWS],
+    mapped: [Count; 2],
+    worker: WorkerCounts,
 }
 
 #[derive(Debug, Default)]
-struct PerDirection {
-    dropped: [Count; DropReason::ALL.len()],
-    networks: Vec<NetworkTraffic>,
+struct WorkerCounts {
+    packets: Count,
+    superpackets: Count,
+    batches: Count,
+    busy_nanos: Count,
 }
 
-#[derive(Debug, Default)]
-struct NetworkTraffic {
-    traffic: Traffic,
-    mapped: Count,
+/// One batch of a worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Packets that came in.
+    pub packets: u64,
+    /// Reads from the TUN (outbound) or writes to it (inbound), a superpacket each.
+    pub superpackets: u64,
+    /// Time spent on it, waiting for a full tunnel included.
+    pub busy: Duration,
+}
+
+impl WorkerCounts {
+    fn add(&self, batch: Batch) {
+        self.packets.add(batch.packets);
+        self.superpackets.add(batch.superpackets);
+        self.batches.add(1);
+        self.busy_nanos.add(u64::try_from(batch.busy.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    fn read(&self) -> WorkerSnapshot {
+        WorkerSnapshot {
+            packets: self.packets.read(),
+            superpackets: self.superpackets.read(),
+            batches: self.batches.read(),
+            busy: Duration::from_nanos(self.busy_nanos.read()),
+        }
+    }
+}
+
+/// A worker: a packet thread. Its name is that of the thread, and the metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Worker {
+    /// From a network's TUN to the tunnels.
+    Outbound(NetworkIx),
+    /// From the tunnels to every TUN.
+    Inbound,
+}
+
+impl Worker {
+    /// Its name.
+    pub fn name(self) -> String {
+        match self {
+            Self::Outbound(network) => format!("mesh-out-{}", network.0),
+            Self::Inbound => "mesh-in".to_owned(),
+        }
+    }
+
+    /// Which way its packets go.
+    pub fn direction(self) -> Direction {
+        match self {
+            Self::Outbound(_) => Direction::Outbound,
+            Self::Inbound => Direction::Inbound,
+        }
+    }
+}
+
+/// Packets by reason, of one batch.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Drops([u64; DropReason::ALL.len()]);
+
+impl Drops {
+    /// Counts dropped packets.
+    pub fn add(&mut self, reason: DropReason, packets: u64) {
+        self.0[reason as usize] += packets;
+    }
 }
 
 /// All counts that are not a peer's. One per pair of loops.
 #[derive(Debug)]
 pub struct Counters {
-    directions: [PerDirection; 2],
+    dropped: [[Count; DropReason::ALL.len()]; 2],
+    /// By `NetworkIx`.
+    networks: Vec<NetworkCounts>,
+    inbound: WorkerCounts,
 }
 
 impl Default for Counters {
@@ -115,58 +252,79 @@ impl Default for Counters {
 impl Counters {
     /// All zero, with room for every network there can be.
     pub fn new() -> Self {
-        let direction = || PerDirection {
-            networks: (0..MAX_NETWORKS).map(|_| NetworkTraffic::default()).collect(),
-            ..PerDirection::default()
-        };
-        Self { directions: [direction(), direction()] }
+        Self {
+            dropped: Default::default(),
+            networks: (0..MAX_NETWORKS).map(|_| NetworkCounts::default()).collect(),
+            inbound: WorkerCounts::default(),
+        }
     }
 
     /// Counts dropped packets.
-    pub fn dropped(&self, direction: Direction, reason: DropReason, packets: u64) {
-        self.directions[direction as usize].dropped[reason as usize].add(packets);
+    pub fn dropped(&self, direction: Direction, drops: &Drops) {
+        for (count, packets) in self.dropped[direction as usize].iter().zip(drops.0) {
+            count.add(packets);
+        }
     }
 
-    /// Counts packets of a network that went on; a network beyond the limit is not counted.
-    pub fn traffic(&self, direction: Direction, network: NetworkIx, packets: u64, bytes: u64) {
-        if let Some(network) = self.network(direction, network) {
-            network.traffic.add(packets, bytes);
+    /// Counts packets of a network; a network beyond the limit is not counted.
+    pub fn traffic(&self, network: NetworkIx, flow: Flow, count: TrafficCount) {
+        if let Some(network) = self.networks.get(usize::from(network.0)) {
+            network.flows[flow as usize].add(count);
         }
     }
 
     /// Counts packets of a network whose addresses were mapped.
     pub fn mapped(&self, direction: Direction, network: NetworkIx, packets: u64) {
-        if let Some(network) = self.network(direction, network) {
-            network.mapped.add(packets);
+        if let Some(network) = self.networks.get(usize::from(network.0)) {
+            network.mapped[direction as usize].add(packets);
         }
     }
 
-    fn network(&self, direction: Direction, network: NetworkIx) -> Option<&NetworkTraffic> {
-        self.directions[direction as usize].networks.get(usize::from(network.0))
+    /// Counts a batch.
+    pub fn batch(&self, worker: Worker, batch: Batch) {
+        if let Some(worker) = self.worker(worker) {
+            worker.add(batch);
+        }
+    }
+
+    fn worker(&self, worker: Worker) -> Option<&WorkerCounts> {
+        match worker {
+            Worker::Outbound(network) => self.networks.get(usize::from(network.0)).map(|n| &n.worker),
+            Worker::Inbound => Some(&self.inbound),
+        }
     }
 
     /// Reads everything.
     pub fn snapshot(&self) -> Snapshot {
-        let direction = |d: &PerDirection| DirectionSnapshot {
-            dropped: DropReason::ALL.iter().map(|&r| (r, d.dropped[r as usize].read())).collect(),
-            networks: d
-                .networks
+        let dropped = |direction: Direction| {
+            DropReason::ALL
                 .iter()
-                .map(|n| NetworkSnapshot { traffic: n.traffic.read(), mapped: n.mapped.read() })
-                .collect(),
+                .map(|&r| (r, self.dropped[direction as usize][r as usize].read()))
+                .collect()
         };
-        let [outbound, inbound] = &self.directions;
-        Snapshot { outbound: direction(outbound), inbound: direction(inbound) }
+        let network = |n: &NetworkCounts| NetworkSnapshot {
+            flows: std::array::from_fn(|flow| n.flows[flow].read()),
+            mapped: Direction::ALL.map(|d| n.mapped[d as usize].read()),
+            worker: n.worker.read(),
+        };
+        Snapshot {
+            outbound: DirectionSnapshot { dropped: dropped(Direction::Outbound) },
+            inbound: DirectionSnapshot { dropped: dropped(Direction::Inbound) },
+            networks: self.networks.iter().map(network).collect(),
+            inbound_worker: self.inbound.read(),
+        }
     }
 }
 
-/// Counts as read, both ways.
+/// Counts as read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// VM to mesh.
     pub outbound: DirectionSnapshot,
     /// Mesh to VM.
     pub inbound: DirectionSnapshot,
+    networks: Vec<NetworkSnapshot>,
+    inbound_worker: WorkerSnapshot,
 }
 
 impl Snapshot {
@@ -177,6 +335,19 @@ impl Snapshot {
             Direction::Inbound => &self.inbound,
         }
     }
+
+    /// The counts of a network; zero for one beyond the limit.
+    pub fn network(&self, network: NetworkIx) -> NetworkSnapshot {
+        self.networks.get(usize::from(network.0)).copied().unwrap_or_default()
+    }
+
+    /// The counts of a worker.
+    pub fn worker(&self, worker: Worker) -> WorkerSnapshot {
+        match worker {
+            Worker::Outbound(network) => self.network(network).worker,
+            Worker::Inbound => self.inbound_worker,
+        }
+    }
 }
 
 /// Counts of one direction as read.
@@ -184,17 +355,46 @@ impl Snapshot {
 pub struct DirectionSnapshot {
     /// Every reason, also those at zero.
     pub dropped: Vec<(DropReason, u64)>,
-    /// By `NetworkIx`.
-    pub networks: Vec<NetworkSnapshot>,
 }
 
-/// Counts of one network and direction as read.
+impl DirectionSnapshot {
+    /// Over all reasons.
+    pub fn all_dropped(&self) -> u64 {
+        self.dropped.iter().map(|(_, packets)| packets).sum()
+    }
+}
+
+/// Counts of one network as read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NetworkSnapshot {
-    /// What went on.
-    pub traffic: TrafficCount,
-    /// How many of its packets were mapped.
-    pub mapped: u64,
+    flows: [TrafficCount; FLOWS],
+    mapped: [u64; 2],
+    worker: WorkerSnapshot,
+}
+
+impl NetworkSnapshot {
+    /// Packets counted as such.
+    pub fn flow(&self, flow: Flow) -> TrafficCount {
+        self.flows[flow as usize]
+    }
+
+    /// Packets mapped.
+    pub fn mapped(&self, direction: Direction) -> u64 {
+        self.mapped[direction as usize]
+    }
+}
+
+/// Counts of one worker as read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WorkerSnapshot {
+    /// Packets that came in.
+    pub packets: u64,
+    /// Reads from the TUN, or writes to it.
+    pub superpackets: u64,
+    /// Batches.
+    pub batches: u64,
+    /// Time spent on them.
+    pub busy: Duration,
 }
 
 #[cfg(test)]
@@ -204,16 +404,40 @@ mod tests {
     #[test]
     fn what_is_counted_is_read() {
         let counters = Counters::new();
-        counters.dropped(Direction::Inbound, DropReason::SourceNotOwned, 2);
-        counters.traffic(Direction::Outbound, NetworkIx(63), 3, 300);
-        counters.traffic(Direction::Outbound, NetworkIx(255), 1, 1);
+        let mut drops = Drops::default();
+        drops.add(DropReason::SourceNotOwned, 2);
+        counters.dropped(Direction::Inbound, &drops);
+        let count = TrafficCount { packets: 3, bytes: 300 };
+        counters.traffic(NetworkIx(63), Flow::Transmit, count);
+        counters.traffic(NetworkIx(255), Flow::Transmit, count);
         counters.mapped(Direction::Outbound, NetworkIx(63), 3);
+        let batch = Batch { packets: 5, superpackets: 1, busy: Duration::from_micros(7) };
+        counters.batch(Worker::Outbound(NetworkIx(63)), batch);
+        counters.batch(Worker::Outbound(NetworkIx(63)), batch);
         let read = counters.snapshot();
         let dropped: Vec<_> = read.inbound.dropped.iter().filter(|(_, n)| *n > 0).collect();
         assert_eq!(dropped, [&(DropReason::SourceNotOwned, 2)]);
-        assert_eq!(read.direction(Direction::Outbound).networks[63].traffic.bytes, 300);
-        assert_eq!(read.outbound.networks[63].mapped, 3);
-        assert_eq!(read.outbound.networks.len(), MAX_NETWORKS);
+        assert_eq!((read.inbound.all_dropped(), read.outbound.all_dropped()), (2, 0));
+        let network = read.network(NetworkIx(63));
+        assert_eq!((network.flow(Flow::Transmit), network.flow(Flow::Receive).packets), (count, 0));
+        assert_eq!((network.mapped(Direction::Outbound), network.mapped(Direction::Inbound)), (3, 0));
+        assert_eq!(read.network(NetworkIx(255)), NetworkSnapshot::default());
+        let worker = read.worker(Worker::Outbound(NetworkIx(63)));
+        assert_eq!((worker.packets, worker.batches, worker.busy), (10, 2, Duration::from_micros(14)));
+        assert_eq!(read.worker(Worker::Inbound), WorkerSnapshot::default());
+    }
+
+    #[test]
+    fn a_peer_s_egress_is_counted_per_network_and_direction() {
+        let counters = PeerCounters::default();
+        let count = TrafficCount { packets: 1, bytes: 84 };
+        counters.add_egress(Direction::Outbound, NetworkIx(2), count);
+        assert_eq!(counters.read_egress(Direction::Outbound, NetworkIx(2)), count);
+        for (direction, network) in
+            [(Direction::Inbound, 2), (Direction::Outbound, 1), (Direction::Outbound, 255)]
+        {
+            assert_eq!(counters.read_egress(direction, NetworkIx(network)), TrafficCount::default());
+        }
     }
 
     #[test]

@@ -103,6 +103,34 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
+/// What became of a packet, and what is counted of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// An address was mapped.
+    pub mapped: bool,
+    /// Whether one of its ends is on the Internet, by way of an egress node.
+    pub internet: Internet,
+}
+
+impl Outcome {
+    fn dropped(reason: DropReason) -> Self {
+        Self { verdict: Verdict::Drop(reason), mapped: false, internet: Internet::No }
+    }
+}
+
+/// Where the Internet is, seen from a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Internet {
+    /// Nowhere: from mesh to mesh.
+    No,
+    /// Its destination.
+    To,
+    /// Its source.
+    From,
+}
+
 /// A verdict and the addresses with which the packet goes on; of a dropped one, those it had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
@@ -117,12 +145,12 @@ pub struct Decision {
 /// A packet read from the TUN of `net`. Changes its addresses; `partial` says that its transport checksum is left to
 /// others, and the field is then written anew.
 pub fn outbound(net: &NetworkFib, packet: &mut [u8], partial: bool) -> Verdict {
-    translate_outbound(net, packet, partial).0
+    translate_outbound(net, packet, partial).verdict
 }
 
-/// [`outbound`], and whether an address was mapped.
-pub fn translate_outbound(net: &NetworkFib, packet: &mut [u8], partial: bool) -> (Verdict, bool) {
-    let Ok(view) = Packet::parse(&*packet) else { return (Verdict::Drop(DropReason::Malformed), false) };
+/// [`outbound`], and what is counted.
+pub fn translate_outbound(net: &NetworkFib, packet: &mut [u8], partial: bool) -> Outcome {
+    let Ok(view) = Packet::parse(&*packet) else { return Outcome::dropped(DropReason::Malformed) };
     let plan = plan_outbound(net, view.source(), view.destination());
     let layout = *view.layout();
     carry_out(plan, packet, &layout, partial)
@@ -130,17 +158,12 @@ pub fn translate_outbound(net: &NetworkFib, packet: &mut [u8], partial: bool) ->
 
 /// A packet that `from` sent for `net`.
 pub fn inbound(net: &NetworkFib, from: PeerIx, packet: &mut [u8], partial: bool) -> Verdict {
-    translate_inbound(net, from, packet, partial).0
+    translate_inbound(net, from, packet, partial).verdict
 }
 
-/// [`inbound`], and whether an address was mapped.
-pub fn translate_inbound(
-    net: &NetworkFib,
-    from: PeerIx,
-    packet: &mut [u8],
-    partial: bool,
-) -> (Verdict, bool) {
-    let Ok(view) = Packet::parse(&*packet) else { return (Verdict::Drop(DropReason::Malformed), false) };
+/// [`inbound`], and what is counted.
+pub fn translate_inbound(net: &NetworkFib, from: PeerIx, packet: &mut [u8], partial: bool) -> Outcome {
+    let Ok(view) = Packet::parse(&*packet) else { return Outcome::dropped(DropReason::Malformed) };
     let plan = plan_inbound(net, from, view.source(), view.destination(), || view.l4());
     let layout = *view.layout();
     carry_out(plan, packet, &layout, partial)
@@ -165,7 +188,7 @@ pub fn decide_inbound(
 fn decision(plan: &Result<Plan<'_>, DropReason>, source: IpAddr, destination: IpAddr) -> Decision {
     let map = |mapping: Option<&Mapping>, address| mapping.and_then(|m| m.map(address)).unwrap_or(address);
     match plan {
-        Ok(Plan { verdict, rewrite }) => Decision {
+        Ok(Plan { verdict, rewrite, .. }) => Decision {
             verdict: *verdict,
             source: map(rewrite.source, source),
             destination: map(rewrite.destination, destination),
@@ -177,6 +200,7 @@ fn decision(plan: &Result<Plan<'_>, DropReason>, source: IpAddr, destination: Ip
 struct Plan<'a> {
     verdict: Verdict,
     rewrite: Rewrite<'a>,
+    internet: Internet,
 }
 
 fn carry_out(
@@ -184,13 +208,15 @@ fn carry_out(
     packet: &mut [u8],
     layout: &Layout,
     partial: bool,
-) -> (Verdict, bool) {
+) -> Outcome {
     match plan {
-        Err(reason) => (Verdict::Drop(reason), false),
-        Ok(Plan { verdict, rewrite }) => match prefix_map::rewrite_at(packet, layout, &rewrite, partial) {
-            Ok(mapped) => (verdict, mapped),
-            Err(_) => (Verdict::Drop(DropReason::Malformed), false),
-        },
+        Err(reason) => Outcome::dropped(reason),
+        Ok(Plan { verdict, rewrite, internet }) => {
+            match prefix_map::rewrite_at(packet, layout, &rewrite, partial) {
+                Ok(mapped) => Outcome { verdict, mapped, internet },
+                Err(_) => Outcome::dropped(DropReason::Malformed),
+            }
+        }
     }
 }
 
@@ -204,6 +230,11 @@ fn plan_outbound(net: &NetworkFib, source: IpAddr, destination: IpAddr) -> Resul
     let owner = net.owner(destination);
     let local = holding(net.to_mesh(), source);
     let ours = local.is_some() || net.owner(source) == Some(Owner::Announced);
+    let internet = match (ours, owner) {
+        (false, _) => Internet::From,
+        (true, None) => Internet::To,
+        (true, Some(_)) => Internet::No,
+    };
     if !ours {
         // Replies that the kernel brings back from the Internet. A forged source cannot be told from them here; the
         // kernel's rules keep those out of the TUN.
@@ -230,7 +261,7 @@ fn plan_outbound(net: &NetworkFib, source: IpAddr, destination: IpAddr) -> Resul
             Some(Egress::Own) => return Err(DropReason::ForbiddenDestination),
         },
     };
-    Ok(Plan { verdict, rewrite })
+    Ok(Plan { verdict, rewrite, internet })
 }
 
 fn plan_inbound(
@@ -251,6 +282,7 @@ fn plan_inbound(
         None => return Err(DropReason::SourceNotOwned),
     };
     let mut rewrite = Rewrite { quoted_source: net.to_local(), ..Rewrite::default() };
+    let mut internet = if internet_source { Internet::From } else { Internet::No };
     let arrives_at = match net.owner(destination) {
         Some(Owner::Mesh) => {
             rewrite.destination = to_local(net, destination)?;
@@ -259,13 +291,16 @@ fn plan_inbound(
         Some(Owner::Announced) => destination,
         // Never on to a third node: tunnels are direct.
         Some(Owner::Peer(_)) => return Err(DropReason::ForbiddenDestination),
-        None if !internet_source && !net.is_local(destination) && net.offers(destination) => destination,
+        None if !internet_source && !net.is_local(destination) && net.offers(destination) => {
+            internet = Internet::To;
+            destination
+        }
         None => return Err(DropReason::ForbiddenDestination),
     };
     if net.spec().gateways.contains(&arrives_at) && !exposed(&net.spec().expose, l4()) {
         return Err(DropReason::NotExposed);
     }
-    Ok(Plan { verdict: Verdict::Deliver, rewrite })
+    Ok(Plan { verdict: Verdict::Deliver, rewrite, internet })
 }
 
 /// The mapping for one of our mesh addresses. A broadcast address of the subnet behind it is refused, since the host

@@ -12,6 +12,8 @@ use mesh_proto::ip::transport::{
 };
 use mesh_proto::ip::{Fragment, Layout, Malformed, v4, v6};
 
+use super::counters::TrafficCount;
+
 mod coalesce;
 
 pub use coalesce::{Coalescer, Output, Piece};
@@ -162,29 +164,62 @@ pub struct Segments<'p> {
     done: bool,
 }
 
+/// Where a superpacket is cut.
+struct Cuts {
+    layout: Layout,
+    tcp: bool,
+    header_len: usize,
+}
+
+impl Cuts {
+    fn of(vnet: &VnetHdr, packet: &[u8]) -> Result<Self, SegmentError> {
+        let layout = Layout::of(packet)?;
+        let tcp = match vnet.gso_type & !GSO_ECN {
+            GSO_TCPV4 if layout.v4 => true,
+            GSO_TCPV6 if !layout.v4 => true,
+            GSO_UDP_L4 => false,
+            GSO_TCPV4 | GSO_TCPV6 => return Err(SegmentError::Mismatch),
+            other => return Err(SegmentError::Type(other)),
+        };
+        let at = layout.transport;
+        let is = if tcp { TCP } else { UDP };
+        if layout.protocol != is || layout.fragment != Fragment::Whole || vnet.gso_size == 0 {
+            return Err(SegmentError::Mismatch);
+        }
+        let header_len = at + if tcp { usize::from(packet[at + 12] >> 4) * 4 } else { UDP_HEADER };
+        if header_len > packet.len()
+            || header_len > MAX_HEADER
+            || (tcp && header_len < at + TCP_MIN_HEADER)
+            || header_len + usize::from(vnet.gso_size) > usize::from(u16::MAX)
+        {
+            return Err(SegmentError::Mismatch);
+        }
+        Ok(Self { layout, tcp, header_len })
+    }
+}
+
+fn count(payload: usize, size: usize) -> usize {
+    payload.div_ceil(size).max(1)
+}
+
+/// Packets and bytes that this is on a wire; what cannot be cut is one packet.
+pub fn on_wire(vnet: &VnetHdr, packet: &[u8]) -> TrafficCount {
+    let whole = TrafficCount { packets: 1, bytes: packet.len() as u64 };
+    if !vnet.is_superpacket() {
+        return whole;
+    }
+    Cuts::of(vnet, packet).map_or(whole, |Cuts { header_len, .. }| {
+        let payload = packet.len() - header_len;
+        let packets = count(payload, usize::from(vnet.gso_size));
+        TrafficCount { packets: packets as u64, bytes: (payload + packets * header_len) as u64 }
+    })
+}
+
 /// Prepares cutting. Every length comes from the packet itself. All segments have a partial checksum.
 pub fn cut<'p>(vnet: &VnetHdr, packet: &'p [u8]) -> Result<Segments<'p>, SegmentError> {
-    let layout = Layout::of(packet)?;
-    let tcp = match vnet.gso_type & !GSO_ECN {
-        GSO_TCPV4 if layout.v4 => true,
-        GSO_TCPV6 if !layout.v4 => true,
-        GSO_UDP_L4 => false,
-        GSO_TCPV4 | GSO_TCPV6 => return Err(SegmentError::Mismatch),
-        other => return Err(SegmentError::Type(other)),
-    };
+    let Cuts { layout, tcp, header_len } = Cuts::of(vnet, packet)?;
     let at = layout.transport;
     let is = if tcp { TCP } else { UDP };
-    if layout.protocol != is || layout.fragment != Fragment::Whole || vnet.gso_size == 0 {
-        return Err(SegmentError::Mismatch);
-    }
-    let header_len = at + if tcp { usize::from(packet[at + 12] >> 4) * 4 } else { UDP_HEADER };
-    if header_len > packet.len()
-        || header_len > MAX_HEADER
-        || (tcp && header_len < at + TCP_MIN_HEADER)
-        || header_len + usize::from(vnet.gso_size) > usize::from(u16::MAX)
-    {
-        return Err(SegmentError::Mismatch);
-    }
     let mut header = [0; MAX_HEADER];
     header[..header_len].copy_from_slice(&packet[..header_len]);
     let (addresses, len) = layout.addresses();
@@ -214,7 +249,7 @@ impl<'p> Segments<'p> {
 
     /// How many are left.
     pub fn count_left(&self) -> usize {
-        if self.done { 0 } else { self.payload.len().div_ceil(self.size).max(1) }
+        if self.done { 0 } else { count(self.payload.len(), self.size) }
     }
 
     /// The next segment: its headers, which the next call overwrites, and its part of the payload.

@@ -251,7 +251,8 @@ fn errors_come_back_speaking_of_addresses_the_receiver_knows() {
     // Our VM refuses what a peer's VM sent to its mesh address.
     let quoted = udp(ip("10.77.2.9"), ip("192.168.100.5"), 53, b"x", false);
     let mut bytes = icmp_error(ip("192.168.100.5"), ip("10.77.2.9"), &quoted);
-    assert_eq!(translate_outbound(&net(), &mut bytes, false), (Verdict::Tunnel(PEER), true));
+    let outcome = translate_outbound(&net(), &mut bytes, false);
+    assert_eq!((outcome.verdict, outcome.mapped), (Verdict::Tunnel(PEER), true));
     let quoted = udp(ip("10.77.2.9"), ip("10.77.1.5"), 53, b"x", false);
     assert_eq!(bytes, icmp_error(ip("10.77.1.5"), ip("10.77.2.9"), &quoted));
     // A router on the Internet refuses what our VM sent through the egress.
@@ -270,13 +271,38 @@ fn errors_come_back_speaking_of_addresses_the_receiver_knows() {
 }
 
 #[test]
+fn an_end_on_the_internet_is_told_on_each_of_the_four_ways() {
+    let outbound = |net: &NetworkFib, from, to| {
+        translate_outbound(net, &mut udp(ip(from), ip(to), 53, b"x", false), false)
+    };
+    let inbound = |net: &NetworkFib, peer, from, to| {
+        translate_inbound(net, peer, &mut udp(ip(from), ip(to), 53, b"x", false), false)
+    };
+    let (net, egress) = (net(), egress_net());
+    for (outcome, verdict, internet) in [
+        (outbound(&net, "192.168.100.5", "198.51.100.7"), Verdict::Tunnel(PEER), Internet::To),
+        (inbound(&net, PEER, "198.51.100.7", "10.77.1.5"), Verdict::Deliver, Internet::From),
+        (inbound(&egress, PEER, "10.77.2.9", "198.51.100.7"), Verdict::Deliver, Internet::To),
+        (outbound(&egress, "198.51.100.7", "10.77.2.9"), Verdict::Tunnel(PEER), Internet::From),
+        (outbound(&egress, "192.168.100.5", "198.51.100.7"), Verdict::Hairpin, Internet::To),
+        (outbound(&egress, "198.51.100.7", "10.77.1.5"), Verdict::Hairpin, Internet::From),
+        (outbound(&net, "192.168.100.5", "10.77.2.9"), Verdict::Tunnel(PEER), Internet::No),
+        (outbound(&net, "192.168.100.5", "10.77.1.6"), Verdict::Hairpin, Internet::No),
+        (inbound(&net, PEER, "10.77.2.9", "10.77.1.5"), Verdict::Deliver, Internet::No),
+    ] {
+        assert_eq!((outcome.verdict, outcome.internet), (verdict, internet));
+    }
+}
+
+#[test]
 fn a_network_without_translation_passes_packets_untouched() {
     let p = |text: &str| text.parse().unwrap();
     let maps = vec![(p("192.168.100.0/24"), p("192.168.100.0/24"))];
     let net = NetworkFib::new(NetworkSpec { maps, ..spec() });
     let mut bytes = ping(ip("192.168.100.5"), ip("10.77.2.9"));
     let before = bytes.clone();
-    assert_eq!(translate_outbound(&net, &mut bytes, false), (Verdict::Tunnel(PEER), false));
+    let outcome = translate_outbound(&net, &mut bytes, false);
+    assert_eq!((outcome.verdict, outcome.mapped), (Verdict::Tunnel(PEER), false));
     assert_eq!(bytes, before);
 }
 

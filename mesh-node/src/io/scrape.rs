@@ -1,4 +1,4 @@
-//! Gathers what the metrics endpoint shows: a question to the control loop, and the packet loops' counters.
+//! Gathers what the metrics endpoint shows: a question to the control loop, the packet loops' counters, and the devices'.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,30 +6,47 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
-use super::metrics::{self, Durations, MetricsInput, NetworkMetrics, PeerMetrics};
+use super::metrics;
+use super::metrics::input::{
+    Durations, EgressMetrics, MetricsInput, NetworkMetrics, PeerMetrics, WorkerMetrics,
+};
 use super::query::{Query, View};
+use super::tun::drops::{DeviceDrops, device_drops};
+use crate::control::event::LocalNetwork;
+use crate::control::gauges::EgressGauge;
+use crate::control::status::Traffic;
 use crate::control::{Control, HANDSHAKE_BUCKETS};
-use crate::forward::counters::{Counters, Direction};
+use crate::forward::counters::{Counters, Direction, Flow, Snapshot, TrafficCount, Worker};
 
-/// States a peer can be in: each exists at 0.
-const PEER_STATES: [&str; 6] = ["up", "dialing", "down", "idle", "left", "refused"];
-
-/// States a route can be in.
-const ROUTE_STATES: [&str; 3] = ["local", "installed", "unreachable"];
-
-/// Reasons that exist at 0 from the start.
-const HANDSHAKE_REASONS: [&str; 11] = [
-    "timeout",
-    "unknown_ca",
+/// Reasons that exist at 0 from the start: all there are.
+const HANDSHAKE_REASONS: [&str; 27] = [
+    "abandoned",
+    "access_denied",
+    "bad_certificate",
     "certificate_expired",
     "certificate_missing",
-    "bad_certificate",
+    "certificate_revoked",
+    "closed",
+    "connect",
+    "leaving",
+    "local",
     "name_mismatch",
+    "no_application_protocol",
+    "no_route",
+    "other",
     "other_mesh",
     "prefix_not_allowed",
-    "version",
     "protocol",
     "removed",
+    "reset",
+    "resolve",
+    "superseded",
+    "timeout",
+    "tls",
+    "transport",
+    "unknown_ca",
+    "unsupported_certificate",
+    "version",
 ];
 
 /// Renders the exposition at each call.
@@ -41,8 +58,9 @@ pub fn renderer(
         let (queries, counters) = (queries.clone(), counters.clone());
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
+            let devices = device_drops();
             let ask = Query::Ask(Box::new(move |control, view| {
-                let _ = reply.send(input(control, view, &counters));
+                let _ = reply.send(input(control, view, &counters, &devices));
             }));
             if queries.send(ask).await.is_err() {
                 return String::new();
@@ -52,61 +70,23 @@ pub fn renderer(
     }
 }
 
-fn input(control: &mut Control, view: &View<'_>, counters: &Counters) -> MetricsInput {
-    let (node, not_after) = control.own_name();
-    let peers = control.peers(view.now, view.live).peers;
-    let states = PEER_STATES.map(|state| (state, peers.iter().filter(|p| p.state == state).count() as u64));
+/// All that a scrape tells.
+pub fn input(
+    control: &Control,
+    view: &View<'_>,
+    counters: &Counters,
+    devices: &BTreeMap<String, DeviceDrops>,
+) -> MetricsInput {
+    let (node, _) = control.own_name();
     let counts = counters.snapshot();
-    let mut handshake: BTreeMap<&str, u64> = HANDSHAKE_REASONS.map(|r| (r, 0)).into();
-    handshake.extend(control.counts().handshake_failures.iter().map(|(r, n)| (*r, *n)));
-    let mut drops = Vec::new();
-    for direction in [Direction::Outbound, Direction::Inbound] {
-        let counts = counts.direction(direction);
-        drops.extend(counts.dropped.iter().map(|(reason, n)| (direction.as_str(), reason.as_str(), *n)));
-    }
-    let names: Vec<_> = control.peer_names();
-    let peers = names.iter().filter_map(|(ix, name, up)| {
-        let shown = peers.iter().find(|p| p.name == name.as_str())?;
-        let traffic = view.live.traffic(*ix);
-        Some(PeerMetrics {
-            peer: name.to_string(),
-            up: *up,
-            rtt_seconds: shown.rtt_seconds,
-            path_mtu_bytes: shown.path_mtu_bytes,
-            receive_bytes: traffic.receive_bytes,
-            receive_packets: traffic.receive_packets,
-            transmit_bytes: traffic.transmit_bytes,
-            transmit_packets: traffic.transmit_packets,
-        })
+    let mut failures: BTreeMap<&str, u64> = HANDSHAKE_REASONS.map(|r| (r, 0)).into();
+    failures.extend(control.counts().handshake_failures.iter().map(|(r, n)| (*r, *n)));
+    let drops = Direction::ALL.iter().flat_map(|&direction| {
+        let dropped = &counts.direction(direction).dropped;
+        dropped.iter().map(move |(reason, n)| (direction.as_str(), reason.as_str(), *n))
     });
-    let peers = peers.collect();
-    let routes = control.routes().routes;
-    let active = control.egress_active();
-    let network = |(name, ix): &(mesh_proto::NetworkName, crate::forward::fib::NetworkIx)| {
-        let slot = usize::from(ix.0);
-        let of = |direction| counts.direction(direction).networks.get(slot).copied().unwrap_or_default();
-        let (out, inb) = (of(Direction::Outbound), of(Direction::Inbound));
-        let here = routes.iter().filter(|r| r.network == name.as_str());
-        NetworkMetrics {
-            network: name.to_string(),
-            receive_bytes: inb.traffic.bytes,
-            receive_packets: inb.traffic.packets,
-            transmit_bytes: out.traffic.bytes,
-            transmit_packets: out.traffic.packets,
-            mapped_outbound: out.mapped,
-            mapped_inbound: inb.mapped,
-            routes_by_state: ROUTE_STATES
-                .map(|s| (s.to_owned(), here.clone().filter(|r| r.state == s).count() as u64))
-                .to_vec(),
-            egress_active: active
-                .iter()
-                .filter(|(n, ..)| n == name)
-                .map(|(_, node, used)| (node.to_string(), *used))
-                .collect(),
-            egress_failovers: control.counts().egress_failovers.get(name).copied().unwrap_or(0),
-        }
-    };
-    let networks = control.network_names().iter().map(network).collect();
+    let networks = control.local_networks();
+    let workers = networks.iter().map(|n| Worker::Outbound(n.ix)).chain([Worker::Inbound]);
     let handshakes = &control.counts().handshakes;
     let handshakes = Durations {
         buckets: HANDSHAKE_BUCKETS.into_iter().zip(handshakes.within).collect(),
@@ -120,12 +100,115 @@ fn input(control: &mut Control, view: &View<'_>, counters: &Counters) -> Metrics
         version: env!("CARGO_PKG_VERSION").into(),
         revision: option_env!("MESH_REVISION").unwrap_or("unknown").into(),
         node: node.to_string(),
-        peers_by_state: states.to_vec(),
-        peers,
-        networks,
-        drops,
-        handshake_failures: handshake.into_iter().map(|(r, n)| (r.to_owned(), n)).collect(),
-        certificate_expiry: vec![("node", not_after)],
+        peers_by_state: control.peers_by_state().to_vec(),
+        peers: peers(control, view),
+        networks: networks.iter().map(|n| network(n, control, view, &counts, devices)).collect(),
+        workers: workers.map(|w| worker(w, &counts)).collect(),
+        drops: drops.collect(),
+        handshake_failures: failures.into_iter().map(|(r, n)| (r.to_owned(), n)).collect(),
+        records_refused: control.counts().records_refused,
+        certificate_expiry: control.certificate_expiry(),
         revocations: 0,
+    }
+}
+
+fn peers(control: &Control, view: &View<'_>) -> Vec<PeerMetrics> {
+    let peer = |gauge: crate::control::gauges::PeerGauge<'_>| {
+        let (receive, transmit) = split(gauge.traffic);
+        PeerMetrics {
+            peer: gauge.node.to_string(),
+            up: gauge.up,
+            rtt_seconds: gauge.rtt_seconds,
+            path_mtu_bytes: gauge.path_mtu_bytes,
+            receive,
+            transmit,
+        }
+    };
+    control.peer_gauges(view.live).into_iter().map(peer).collect()
+}
+
+fn network(
+    network: &LocalNetwork,
+    control: &Control,
+    view: &View<'_>,
+    counts: &Snapshot,
+    devices: &BTreeMap<String, DeviceDrops>,
+) -> NetworkMetrics {
+    let count = counts.network(network.ix);
+    let device = devices.get(&network.tun).copied().unwrap_or_default();
+    let egress = |gauge: EgressGauge<'_>| {
+        let (receive, transmit) = match gauge.peer {
+            Some(peer) => split(view.live.egress(peer, network.ix)),
+            None => (count.flow(Flow::OwnEgressReceive), count.flow(Flow::OwnEgressTransmit)),
+        };
+        EgressMetrics { node: gauge.node.to_string(), active: gauge.active, receive, transmit }
+    };
+    NetworkMetrics {
+        network: network.name.to_string(),
+        receive: count.flow(Flow::Receive),
+        transmit: count.flow(Flow::Transmit),
+        hairpin: count.flow(Flow::Hairpin),
+        mapped_outbound: count.mapped(Direction::Outbound),
+        mapped_inbound: count.mapped(Direction::Inbound),
+        tun_dropped_outbound: device.outbound,
+        tun_dropped_inbound: device.inbound,
+        routes_by_state: control.routes_by_state(network).to_vec(),
+        egress_by_state: control.egress_by_state(network).to_vec(),
+        egress: control.egress_gauges(network).into_iter().map(egress).collect(),
+        carried_receive: count.flow(Flow::CarriedReceive),
+        carried_transmit: count.flow(Flow::CarriedTransmit),
+        egress_failovers: control.counts().egress_failovers.get(&network.name).copied().unwrap_or(0),
+    }
+}
+
+fn worker(worker: Worker, counts: &Snapshot) -> WorkerMetrics {
+    let count = counts.worker(worker);
+    WorkerMetrics {
+        worker: worker.name(),
+        direction: worker.direction().as_str(),
+        packets: count.packets,
+        superpackets: count.superpackets,
+        batches: count.batches,
+        busy_seconds: count.busy.as_secs_f64(),
+    }
+}
+
+/// What was received, and what was sent.
+fn split(traffic: Traffic) -> (TrafficCount, TrafficCount) {
+    (
+        TrafficCount { packets: traffic.receive_packets, bytes: traffic.receive_bytes },
+        TrafficCount { packets: traffic.transmit_packets, bytes: traffic.transmit_bytes },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use mesh_proto::hello::CloseCode;
+    use quinn::ConnectionError;
+
+    use super::*;
+    use crate::io::quic::connection;
+
+    #[test]
+    fn every_reason_of_a_failed_handshake_exists_from_the_start() {
+        let known: BTreeSet<&str> = HANDSHAKE_REASONS.into();
+        assert_eq!(known.len(), HANDSHAKE_REASONS.len());
+        let codes = (0..1000).filter_map(CloseCode::from_wire).map(CloseCode::reason);
+        let alerts = (0..0x300).map(connection::alert_label);
+        for reason in codes.chain(alerts) {
+            assert!(known.contains(reason), "{reason}");
+        }
+        for error in [ConnectionError::TimedOut, ConnectionError::Reset, ConnectionError::LocallyClosed] {
+            assert!(known.contains(connection::reason_of(&error).label), "{error}");
+        }
+        // the others are written where they are met
+        let written = include_str!("quic/connection.rs").split("label: \"").skip(1);
+        let written: Vec<&str> = written.filter_map(|rest| Some(rest.split_once('"')?.0)).collect();
+        assert!(written.len() > 3);
+        for reason in written {
+            assert!(known.contains(reason), "{reason}");
+        }
     }
 }

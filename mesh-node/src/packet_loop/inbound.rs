@@ -8,19 +8,20 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
 
 use bytes::Bytes;
 use mesh_proto::frame::FrameHeader;
 use mesh_proto::limits::FRAME_HEADER;
 
 use super::Shared;
-use crate::forward::counters::{Counters, Direction};
+use crate::forward::counters::{Batch, Direction, Drops, Flow, TrafficCount, Worker};
 use crate::forward::fib::{NetworkIx, PeerIx};
 use crate::forward::segment::{Coalescer, Output};
-use crate::forward::{self, DropReason, Verdict};
+use crate::forward::{self, DropReason, Internet, Outcome, Verdict};
 use crate::io::quic::datagram::InboundQueue;
 use crate::io::tun::Tun;
-use crate::tunnel::{InBatch, Snapshot};
+use crate::tunnel::{InBatch, Snapshot, Tunnel};
 
 /// The coalescer's number for the one buffer that all packets of a batch are copied to.
 const ARENA: u32 = 0;
@@ -51,32 +52,47 @@ struct Inbound<'a> {
 /// What a batch holds for one network.
 struct ForNetwork {
     coalescer: Coalescer,
-    packets: u64,
-    bytes: u64,
+    count: TrafficCount,
     mapped: u64,
+    /// From the Internet, with the sender as egress node; to the Internet, with this node as egress node.
+    from_internet: TrafficCount,
+    to_internet: TrafficCount,
 }
 
 impl ForNetwork {
     fn new(tun: &Tun) -> Self {
-        Self { coalescer: Coalescer::new(tun.offloads().udp), packets: 0, bytes: 0, mapped: 0 }
+        Self {
+            coalescer: Coalescer::new(tun.offloads().udp),
+            count: TrafficCount::default(),
+            mapped: 0,
+            from_internet: TrafficCount::default(),
+            to_internet: TrafficCount::default(),
+        }
     }
 }
 
 impl Inbound<'_> {
     fn batch(&mut self, batch: &InBatch) {
+        let start = Instant::now();
         let snapshot = self.shared.snapshot.load();
         let tuns = self.shared.tuns.load();
         let peer = batch.tunnel.peer();
         let mut bytes = 0;
+        let mut drops = Drops::default();
+        drops.add(DropReason::QueueFull, batch.lost);
         self.arena.clear();
         for frame in &batch.frames {
             bytes += frame.len().saturating_sub(FRAME_HEADER) as u64;
             if let Err(reason) = self.frame(&snapshot, &tuns, peer, frame) {
-                self.shared.counters.dropped(Direction::Inbound, reason, 1);
+                drops.add(reason, 1);
             }
         }
-        batch.tunnel.count_received(batch.frames.len() as u64, bytes);
-        self.deliver(&tuns);
+        let packets = batch.frames.len() as u64 + batch.lost;
+        batch.tunnel.count_received(packets, bytes);
+        let superpackets = self.deliver(&tuns, &batch.tunnel, &mut drops);
+        self.shared.counters.dropped(Direction::Inbound, &drops);
+        let busy = start.elapsed();
+        self.shared.counters.batch(Worker::Inbound, Batch { packets, superpackets, busy });
     }
 
     /// Copies, checks and maps one packet, and puts it to those of its network.
@@ -97,7 +113,8 @@ impl Inbound<'_> {
         let start = self.arena.len();
         self.arena.extend_from_slice(packet);
         let packet = &mut self.arena[start..];
-        let (verdict, mapped) = forward::translate_inbound(net, peer, packet, checksum_partial);
+        let Outcome { verdict, mapped, internet } =
+            forward::translate_inbound(net, peer, packet, checksum_partial);
         match verdict {
             Verdict::Deliver => {}
             Verdict::Drop(reason) => return Err(reason),
@@ -110,49 +127,64 @@ impl Inbound<'_> {
         if to.coalescer.is_empty() {
             self.used.push(network);
         }
-        to.packets += 1;
-        to.bytes += packet.len() as u64;
+        let count = TrafficCount { packets: 1, bytes: packet.len() as u64 };
+        to.count.add(count);
+        match internet {
+            Internet::No => {}
+            Internet::From => to.from_internet.add(count),
+            Internet::To => to.to_internet.add(count),
+        }
         to.mapped += u64::from(mapped);
         to.coalescer.push(ARENA, start, packet, checksum_partial);
         Ok(())
     }
 
-    /// Writes what the batch holds, network by network.
-    fn deliver(&mut self, tuns: &[Option<Arc<Tun>>]) {
+    /// Writes what the batch holds, network by network. Says how many writes it took.
+    fn deliver(&mut self, tuns: &[Option<Arc<Tun>>], tunnel: &Tunnel, drops: &mut Drops) -> u64 {
         let counters = &self.shared.counters;
+        let mut writes = 0;
         for network in self.used.drain(..) {
             let ix = usize::from(network.0);
             let (Some(Some(of)), Some(Some(tun))) = (self.networks.get_mut(ix), tuns.get(ix)) else {
                 continue;
             };
-            counters.traffic(Direction::Inbound, network, of.packets, of.bytes);
-            counters.mapped(Direction::Inbound, network, of.mapped);
             for output in of.coalescer.outputs() {
-                write(tun, &output, &self.arena, &mut self.slices, counters);
+                if write(tun, &output, &self.arena, &mut self.slices) {
+                    writes += 1;
+                } else {
+                    let refused = on_wire(&output);
+                    drops.add(DropReason::TunError, refused.packets);
+                    of.count.packets -= refused.packets;
+                    of.count.bytes -= refused.bytes;
+                }
             }
+            counters.traffic(network, Flow::Receive, std::mem::take(&mut of.count));
+            counters.traffic(network, Flow::CarriedTransmit, std::mem::take(&mut of.to_internet));
+            tunnel.count_egress(Direction::Inbound, network, std::mem::take(&mut of.from_internet));
+            counters.mapped(Direction::Inbound, network, std::mem::take(&mut of.mapped));
             of.coalescer.clear();
-            (of.packets, of.bytes, of.mapped) = (0, 0, 0);
         }
+        writes
     }
 }
 
-/// One superpacket in one write.
-fn write(
-    tun: &Tun,
-    output: &Output<'_>,
-    arena: &[u8],
-    spare: &mut Vec<IoSlice<'static>>,
-    counters: &Counters,
-) {
+/// The packets that one output was made of.
+fn on_wire(output: &Output<'_>) -> TrafficCount {
+    let payload: u64 = output.pieces.iter().map(|p| u64::from(p.len)).sum();
+    let packets = output.packets as u64;
+    TrafficCount { packets, bytes: payload + packets * output.header.len() as u64 }
+}
+
+/// One superpacket in one write; whether the device took it.
+fn write(tun: &Tun, output: &Output<'_>, arena: &[u8], spare: &mut Vec<IoSlice<'static>>) -> bool {
     let mut slices = recycle(std::mem::take(spare));
     slices.push(IoSlice::new(&output.vnet));
     slices.push(IoSlice::new(output.header));
     let bytes = |start: u32, len: u32| &arena[start as usize..(start + len) as usize];
     slices.extend(output.pieces.iter().map(|p| IoSlice::new(bytes(p.start, p.len))));
-    if tun.write(&slices).is_err() {
-        counters.dropped(Direction::Inbound, DropReason::TunError, output.packets as u64);
-    }
+    let taken = tun.write(&slices).is_ok();
     *spare = recycle(slices);
+    taken
 }
 
 /// The same allocation, empty, for slices of another lifetime.

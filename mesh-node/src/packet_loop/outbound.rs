@@ -15,10 +15,10 @@ use mesh_proto::frame::FrameHeader;
 
 use super::Shared;
 use super::moderation::Moderation;
-use crate::forward::counters::Direction;
+use crate::forward::counters::{Batch, Direction, Drops, Flow, TrafficCount, Worker};
 use crate::forward::fib::{NetworkIx, PeerIx};
 use crate::forward::segment::{self, NEEDS_CSUM, VnetHdr};
-use crate::forward::{self, DropReason, Verdict};
+use crate::forward::{self, DropReason, Internet, Outcome, Verdict};
 use crate::io::tun::{READ_BUFFER, Read, Tun, VNET_HEADER, Wait};
 use crate::tunnel::{OutBatch, Sent, Snapshot, Tunnel};
 
@@ -76,51 +76,56 @@ struct Outbound<'a> {
     moderation: Moderation,
 }
 
-/// How much a batch holds, as read and as sent.
+/// How much a batch holds, and what became of it.
 #[derive(Default, Clone, Copy)]
 struct Filled {
-    packets: u64,
+    /// Superpackets, and their bytes with headers.
+    reads: u64,
     bytes: usize,
-    sent_packets: u64,
-    sent_bytes: u64,
+    /// Packets in them.
+    packets: u64,
+    /// Frames put to a peer's part.
+    framed: u64,
     mapped: u64,
-}
-
-impl Filled {
-    fn sent(&mut self, bytes: usize) {
-        self.sent_packets += 1;
-        self.sent_bytes += bytes as u64;
-    }
+    hairpin: TrafficCount,
+    own_egress_transmit: TrafficCount,
+    own_egress_receive: TrafficCount,
+    carried_receive: TrafficCount,
+    drops: Drops,
 }
 
 impl Outbound<'_> {
     /// Waits for a packet, then handles it and all that follow at once.
     fn batch(&mut self) -> std::io::Result<()> {
         let Read::Packet(first) = self.tun.read(&mut self.buffer, Wait::Forever)? else { return Ok(()) };
+        let start = Instant::now();
         // One snapshot for all that follows; the guard keeps it alive without counting references.
         let snapshot = self.shared.snapshot.load();
         let mut filled = Filled::default();
         self.packet(&snapshot, first, &mut filled);
         let drained = self.drain(&snapshot, &mut filled);
-        if let Some(wait) = self.moderation.handle_batch(Instant::now(), filled.packets, filled.bytes) {
+        let now = Instant::now();
+        let mut waited = Duration::ZERO;
+        let mut more = 0;
+        if let Some(wait) = self.moderation.handle_batch(now, filled.reads, filled.bytes) {
             std::thread::sleep(wait);
-            let before = filled.packets;
+            waited = now.elapsed();
+            let before = filled.reads;
             let _ = self.drain(&snapshot, &mut filled);
-            self.flush(&filled);
-            self.moderation.handle_flush(Instant::now(), filled.packets - before);
-        } else {
-            self.flush(&filled);
-            self.moderation.handle_flush(Instant::now(), 0);
+            more = filled.reads - before;
         }
+        self.flush(&mut filled);
+        let end = Instant::now();
+        self.moderation.handle_flush(end, more);
+        let busy = end.saturating_duration_since(start).saturating_sub(waited);
+        let batch = Batch { packets: filled.packets, superpackets: filled.reads, busy };
+        self.shared.counters.batch(Worker::Outbound(self.network), batch);
         drained
     }
 
     /// Handles what is there, up to the limits of a batch.
     fn drain(&mut self, snapshot: &Snapshot, filled: &mut Filled) -> std::io::Result<()> {
-        while filled.packets < BATCH_PACKETS
-            && filled.bytes < BATCH_BYTES
-            && filled.sent_packets < BATCH_SEGMENTS
-        {
+        while filled.reads < BATCH_PACKETS && filled.bytes < BATCH_BYTES && filled.framed < BATCH_SEGMENTS {
             match self.tun.read(&mut self.buffer, Wait::No)? {
                 Read::Packet(n) => self.packet(snapshot, n, filled),
                 Read::Empty | Read::Woken => break,
@@ -131,62 +136,89 @@ impl Outbound<'_> {
 
     /// One superpacket of `n` bytes, header included, from the buffer.
     fn packet(&mut self, snapshot: &Snapshot, n: usize, filled: &mut Filled) {
-        filled.packets += 1;
+        filled.reads += 1;
         filled.bytes += n;
-        if let Err((reason, packets)) = self.forward(snapshot, n, filled) {
-            self.shared.counters.dropped(Direction::Outbound, reason, packets);
+        let vnet = VnetHdr::parse(&self.buffer[..n]);
+        let packet = self.buffer[..n].get(VNET_HEADER..).unwrap_or_default();
+        let count = segment::on_wire(&vnet.unwrap_or_default(), packet);
+        filled.packets += count.packets;
+        let forwarded = match vnet {
+            Some(vnet) => self.forward(snapshot, n, &vnet, count, filled),
+            None => Err(DropReason::Malformed),
+        };
+        if let Err(reason) = forwarded {
+            filled.drops.add(reason, count.packets);
         }
     }
 
-    /// Puts it where it belongs; an error says how many packets were dropped, and why.
+    /// Puts it where it belongs, whole or not at all.
     fn forward(
         &mut self,
         snapshot: &Snapshot,
         n: usize,
+        vnet: &VnetHdr,
+        count: TrafficCount,
         filled: &mut Filled,
-    ) -> Result<(), (DropReason, u64)> {
-        let malformed = (DropReason::Malformed, 1);
-        let (header, packet) = self.buffer[..n].split_at_mut_checked(VNET_HEADER).ok_or(malformed)?;
-        let vnet = VnetHdr::parse(header).ok_or(malformed)?;
-        let net = snapshot.fib.network(self.network).ok_or((DropReason::UnknownNetwork, 1))?;
-        let partial = segment::settle(&vnet, packet).map_err(|_| malformed)?;
-        let (verdict, mapped) = forward::translate_outbound(net, packet, partial);
-        filled.mapped += u64::from(mapped);
+    ) -> Result<(), DropReason> {
+        let (header, packet) =
+            self.buffer[..n].split_at_mut_checked(VNET_HEADER).ok_or(DropReason::Malformed)?;
+        let net = snapshot.fib.network(self.network).ok_or(DropReason::UnknownNetwork)?;
+        let partial = segment::settle(vnet, packet).map_err(|_| DropReason::Malformed)?;
+        let Outcome { verdict, mapped, internet } = forward::translate_outbound(net, packet, partial);
         match verdict {
-            Verdict::Tunnel(peer) => match self.peers.of_batch(snapshot, peer, self.network) {
-                Some(to) => to.push(&vnet, packet, partial, filled),
-                // Connected, but not in this network: dialling would change nothing.
-                None if snapshot.tunnel(peer).is_some() => Err((DropReason::NoTunnel, 1)),
-                None => Err((self.ask_for(peer), 1)),
-            },
+            Verdict::Tunnel(peer) => {
+                match self.peers.of_batch(snapshot, peer, self.network) {
+                    Some(to) => to.push(vnet, packet, partial, count, internet)?,
+                    // Connected, but not in this network: dialling would change nothing.
+                    None if snapshot.tunnel(peer).is_some() => return Err(DropReason::NoTunnel),
+                    None => return Err(self.ask_for(peer)),
+                }
+                filled.framed += count.packets;
+                if internet == Internet::From {
+                    filled.carried_receive.add(count);
+                }
+            }
             Verdict::Hairpin => {
                 // Still whole, so the header before it holds, unless `settle` has done what it asks for.
                 if !partial {
                     header[0] &= !NEEDS_CSUM;
                 }
-                self.tun.write(&[IoSlice::new(&self.buffer[..n])]).map_err(|_| (DropReason::TunError, 1))
-            }
-            Verdict::Drop(reason) => Err((reason, 1)),
-            Verdict::Deliver => Err(malformed),
-        }
-    }
-
-    /// Sends what the batch holds, a peer at a time, and makes ready for the next.
-    fn flush(&mut self, filled: &Filled) {
-        let counters = &self.shared.counters;
-        counters.traffic(Direction::Outbound, self.network, filled.sent_packets, filled.sent_bytes);
-        counters.mapped(Direction::Outbound, self.network, filled.mapped);
-        self.peers.send_all(|sent| {
-            for (reason, packets) in [
-                (DropReason::TooBig, sent.too_big),
-                (DropReason::QueueFull, sent.queue_full),
-                (DropReason::NoTunnel, sent.gone),
-            ] {
-                if packets > 0 {
-                    counters.dropped(Direction::Outbound, reason, packets);
+                self.tun.write(&[IoSlice::new(&self.buffer[..n])]).map_err(|_| DropReason::TunError)?;
+                filled.hairpin.add(count);
+                match internet {
+                    Internet::No => {}
+                    Internet::To => filled.own_egress_transmit.add(count),
+                    Internet::From => filled.own_egress_receive.add(count),
                 }
             }
+            Verdict::Drop(reason) => return Err(reason),
+            Verdict::Deliver => return Err(DropReason::Malformed),
+        }
+        filled.mapped += if mapped { count.packets } else { 0 };
+        Ok(())
+    }
+
+    /// Sends what the batch holds, a peer at a time, makes ready for the next, and counts.
+    fn flush(&mut self, filled: &mut Filled) {
+        let (counters, network) = (&self.shared.counters, self.network);
+        let mut transmit = TrafficCount::default();
+        self.peers.send_all(network, |sent| {
+            transmit.add(TrafficCount { packets: sent.packets, bytes: sent.inner_bytes() });
+            filled.drops.add(DropReason::TooBig, sent.too_big);
+            filled.drops.add(DropReason::QueueFull, sent.queue_full);
+            filled.drops.add(DropReason::NoTunnel, sent.gone);
         });
+        for (flow, count) in [
+            (Flow::Transmit, transmit),
+            (Flow::Hairpin, filled.hairpin),
+            (Flow::OwnEgressTransmit, filled.own_egress_transmit),
+            (Flow::OwnEgressReceive, filled.own_egress_receive),
+            (Flow::CarriedReceive, filled.carried_receive),
+        ] {
+            counters.traffic(network, flow, count);
+        }
+        counters.mapped(Direction::Outbound, network, filled.mapped);
+        counters.dropped(Direction::Outbound, &filled.drops);
     }
 
     /// Tells control that packets wait for `peer`. This one is dropped: whoever sent it tries again, and a queue here
@@ -220,6 +252,8 @@ struct ToPeer {
     handle: u8,
     max_inner: usize,
     frames: OutBatch,
+    /// Of them, those to the Internet, with the peer as egress node.
+    egress: TrafficCount,
 }
 
 impl Peers {
@@ -235,14 +269,16 @@ impl Peers {
             self.slots.resize(ix + 1, 0);
         }
         let frames = self.spare.pop().unwrap_or_default();
-        self.current.push(ToPeer { peer, tunnel, handle, max_inner, frames });
+        let egress = TrafficCount::default();
+        self.current.push(ToPeer { peer, tunnel, handle, max_inner, frames, egress });
         self.slots[ix] = self.current.len() as u32;
         self.current.last_mut()
     }
 
     /// Sends each part, and says what became of it.
-    fn send_all(&mut self, mut report: impl FnMut(Sent)) {
+    fn send_all(&mut self, network: NetworkIx, mut report: impl FnMut(Sent)) {
         for mut to in self.current.drain(..) {
+            to.tunnel.count_egress(Direction::Outbound, network, to.egress);
             report(to.tunnel.send(&mut to.frames));
             if let Some(slot) = self.slots.get_mut(to.peer.0 as usize) {
                 *slot = 0;
@@ -259,27 +295,29 @@ impl ToPeer {
         vnet: &VnetHdr,
         packet: &[u8],
         partial: bool,
-        filled: &mut Filled,
-    ) -> Result<(), (DropReason, u64)> {
+        count: TrafficCount,
+        internet: Internet,
+    ) -> Result<(), DropReason> {
         let header = |checksum_partial| FrameHeader { network: self.handle, checksum_partial };
-        if !vnet.is_superpacket() {
+        if vnet.is_superpacket() {
+            let mut segments = segment::cut(vnet, packet).map_err(|_| DropReason::Malformed)?;
+            if segments.count_left() > MAX_SEGMENTS {
+                return Err(DropReason::Malformed);
+            }
+            if segments.max_len() > self.max_inner {
+                return Err(DropReason::TooBig);
+            }
+            while let Some((head, payload)) = segments.next_segment() {
+                self.frames.push(header(true), head, payload);
+            }
+        } else {
             if packet.len() > self.max_inner {
-                return Err((DropReason::TooBig, 1));
+                return Err(DropReason::TooBig);
             }
             self.frames.push(header(partial), packet, &[]);
-            filled.sent(packet.len());
-            return Ok(());
         }
-        let mut segments = segment::cut(vnet, packet).map_err(|_| (DropReason::Malformed, 1))?;
-        if segments.count_left() > MAX_SEGMENTS {
-            return Err((DropReason::Malformed, 1));
-        }
-        if segments.max_len() > self.max_inner {
-            return Err((DropReason::TooBig, segments.count_left() as u64));
-        }
-        while let Some((head, payload)) = segments.next_segment() {
-            self.frames.push(header(true), head, payload);
-            filled.sent(head.len() + payload.len());
+        if internet == Internet::To {
+            self.egress.add(count);
         }
         Ok(())
     }

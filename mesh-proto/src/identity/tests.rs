@@ -48,6 +48,16 @@ fn a_certificate_proves_name_and_grants() {
 }
 
 #[test]
+fn the_ca_that_vouches_says_until_when_and_another_does_not() {
+    let (ours, key) = (ca(), NodeKey::generate().unwrap());
+    let other = Ca::init(&"lab".parse().unwrap(), NOW - 1000, 9).unwrap();
+    let chain = [issue(&ours, &key, NOW, NOW + 100)];
+    let both = TrustRoots::from_pem(format!("{}{}", other.cert_pem(), ours.cert_pem()).as_bytes()).unwrap();
+    assert_eq!(both.vouching_until(&chain, at(NOW)), Some(NOW - 1000 + 3650 * 86_400));
+    assert_eq!(roots(&other).vouching_until(&chain, at(NOW)), None);
+}
+
+#[test]
 fn each_refusal_has_its_reason() {
     let (ca_1, key) = (ca(), NodeKey::generate().unwrap());
     let cert = issue(&ca_1, &key, NOW, NOW + 100);

@@ -23,6 +23,8 @@ fn segments(vnet: &VnetHdr, packet: &[u8]) -> Vec<Vec<u8>> {
         all.push(std::mem::take(&mut bytes));
     }
     assert_eq!(all.len(), expected);
+    let bytes = all.iter().map(|segment| segment.len() as u64).sum();
+    assert_eq!(on_wire(vnet, packet), TrafficCount { packets: all.len() as u64, bytes });
     all
 }
 

@@ -439,7 +439,7 @@ fn foreign_words(bytes: &[u8]) -> String {
 const MAX_WORDS: usize = 300;
 
 /// A TLS alert (RFC 8446 section 6) arrives as transport error 0x100 + alert (RFC 9001 section 4.8).
-fn alert_label(code: u64) -> &'static str {
+pub(crate) fn alert_label(code: u64) -> &'static str {
     match code {
         0x12a => "bad_certificate",
         0x12b => "unsupported_certificate",

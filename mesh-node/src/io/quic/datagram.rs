@@ -236,33 +236,82 @@ pub async fn read_datagrams(
     inbound: InboundSender,
     echoes: Arc<Echoes>,
 ) -> quinn::ConnectionError {
+    let mut losses = Losses::default();
     loop {
-        let first = match connection.read_datagram().await {
+        let arrived = connection.stats().frame_rx.datagram;
+        let first = match connection.read_datagram().now_or_never() {
+            Some(first) => first,
+            None => {
+                let lost = losses.seen(arrived);
+                if lost > 0
+                    && !inbound.send(InBatch { tunnel: tunnel.clone(), frames: Vec::new(), lost }).await
+                {
+                    return quinn::ConnectionError::LocallyClosed;
+                }
+                connection.read_datagram().await
+            }
+        };
+        let first = match first {
             Ok(first) => first,
-            Err(reason) => return reason,
+            Err(reason) => {
+                // the buffer is handed out to its end before the connection's end is told
+                let lost = losses.seen(connection.stats().frame_rx.datagram);
+                if lost > 0 {
+                    let _ = inbound.send(InBatch { tunnel, frames: Vec::new(), lost }).await;
+                }
+                return reason;
+            }
         };
         if echoes.took(&connection, &first) {
+            losses.read += 1;
             continue;
         }
         let mut frames = Vec::with_capacity(MAX_BATCH / 4);
         frames.push(first);
         while frames.len() < MAX_BATCH {
             match connection.read_datagram().now_or_never() {
-                Some(Ok(frame)) if echoes.took(&connection, &frame) => {}
+                Some(Ok(frame)) if echoes.took(&connection, &frame) => losses.read += 1,
                 Some(Ok(frame)) => frames.push(frame),
                 // An error is told again by the next read.
                 _ => break,
             }
         }
-        if !inbound.send(InBatch { tunnel: tunnel.clone(), frames }).await {
+        losses.read += frames.len() as u64;
+        if !inbound.send(InBatch { tunnel: tunnel.clone(), frames, lost: 0 }).await {
             return quinn::ConnectionError::LocallyClosed;
         }
+    }
+}
+
+/// How many datagrams quinn has dropped because its receive buffer was full. It does not say; but what had arrived before
+/// the buffer was found empty, and was not read, is lost.
+#[derive(Debug, Default)]
+struct Losses {
+    read: u64,
+    lost: u64,
+}
+
+impl Losses {
+    /// `arrived` datagrams had come before the buffer was found empty: those lost and not told of yet.
+    fn seen(&mut self, arrived: u64) -> u64 {
+        let lost = arrived.saturating_sub(self.read);
+        let news = lost.saturating_sub(self.lost);
+        self.lost += news;
+        news
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loss_is_told_once() {
+        let mut losses = Losses { read: 7, lost: 0 };
+        assert_eq!([losses.seen(7), losses.seen(10), losses.seen(10)], [0, 3, 0]);
+        losses.read += 5;
+        assert_eq!([losses.seen(15), losses.seen(16)], [0, 1]);
+    }
 
     #[test]
     fn a_dead_peer_is_seen_within_three_keepalives() {

@@ -4,6 +4,7 @@
 //! TCP and UDP superpackets whole and takes them back whole. Addresses, MTU and bringing the device up are the work of
 //! `io::host`. The packet loop is the caller: one thread reads, others may write and wake.
 
+pub mod drops;
 pub(crate) mod sys;
 
 use std::fs::File;
