@@ -106,9 +106,33 @@ pub(crate) fn completions(shell: Shell, mut command: clap::Command) -> anyhow::R
 /// Writes one manual page for each command.
 pub(crate) fn man(dir: &Path, command: clap::Command) -> anyhow::Result<String> {
     fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-    clap_mangen::generate_to(command, dir).with_context(|| format!("write to {}", dir.display()))?;
+    let mut pages = Vec::new();
+    render(command.disable_help_subcommand(true), &mut pages)?;
+    for (name, text) in &pages {
+        let file = dir.join(name);
+        fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+    }
     let page = dir.join("mesh-ctl.1");
-    Ok(format!("manual pages written to {}: `man -l {}` shows the first\n", dir.display(), page.display()))
+    let count = pages.len();
+    Ok(format!(
+        "{count} manual pages written to {}: `man -l {}` shows the first\n",
+        dir.display(),
+        page.display()
+    ))
+}
+
+fn render(mut command: clap::Command, pages: &mut Vec<(String, String)>) -> anyhow::Result<()> {
+    command.build();
+    for sub in command.get_subcommands().cloned() {
+        render(sub, pages)?;
+    }
+    let page = clap_mangen::Man::new(command);
+    let mut text = Vec::new();
+    page.render(&mut text)?;
+    // what stands after the help is its examples
+    let text = String::from_utf8(text)?.replace(".SH EXTRA\n", ".SH EXAMPLES\n");
+    pages.push((page.get_filename(), text));
+    Ok(())
 }
 
 #[cfg(test)]

@@ -166,7 +166,7 @@ pub(crate) fn ping_path(ping: &api::Ping) -> String {
     if let Some(mtu) = ping.path_mtu_bytes {
         parts.push(format!("path MTU {mtu} bytes"));
     }
-    format!("{}\n", parts.join(", "))
+    wrap(&parts.join(", "), WIDTH - 2).join("\n  ") + "\n"
 }
 
 /// One echo.

@@ -164,6 +164,23 @@ fn every_answer_is_as_the_published_schema_says() {
 }
 
 #[test]
+fn the_completion_script_is_one_that_bash_takes_and_the_manual_pages_have_their_sections() {
+    let ctl = lab::node::binary("mesh-ctl").unwrap().to_string_lossy().into_owned();
+    let script = "set -e; source <(\"$0\" completions bash)
+        function=$(complete -p mesh-ctl | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+        COMP_WORDS=(mesh-ctl pe) COMP_CWORD=1; \"$function\" mesh-ctl pe mesh-ctl; echo \"${COMPREPLY[@]}\"";
+    let found = lab::command::run(None, &["bash", "-c", script, &ctl]).unwrap();
+    assert!(found.ok() && found.stdout.split_whitespace().any(|w| w == "peers"), "{}", found.text());
+    let dir = tempfile::tempdir().unwrap();
+    let written = lab::command::run(None, &[&ctl, "man", &dir.path().to_string_lossy()]).unwrap();
+    assert!(written.ok(), "{}", written.text());
+    let page = std::fs::read_to_string(dir.path().join("mesh-ctl-ca-issue.1")).unwrap();
+    for part in [".TH", ".SH NAME", ".SH SYNOPSIS", ".SH OPTIONS", "prefix", ".SH EXAMPLES"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+}
+
+#[test]
 fn exit_statuses_tell_fine_degraded_usage_and_unreachable_apart() {
     let mut lab = Lab::start(Plan::standard("", 2)).unwrap();
     let fine = wait_until(SOON, || lab.ctl("ph1", &["status"]).is_ok_and(|s| s.code == Some(0)));
@@ -214,6 +231,7 @@ fn tables_fit_a_hundred_columns_with_long_names_and_ipv6_endpoints() {
         &["routes"],
         &["route", "get", "fd00:77:2::10"],
         &["egress"],
+        &["ping", LONG, "-c", "1"],
         &["ca", "show", &pem],
         &["--help"],
         &["ca", "issue", "--help"],
@@ -274,6 +292,7 @@ fn a_mistyped_name_is_answered_with_the_one_meant() {
         (&["peer", "remove", "ph22"], "did you mean ph2?"),
         (&["routes", "--network", "defualt"], "did you mean default?"),
         (&["route", "get", "10.77.2.1", "--network", "defualt"], "did you mean default?"),
+        (&["ping", "10.77.2.10", "--network", "defualt"], "did you mean default?"),
         (&["egress", "--network", "defaul"], "did you mean default?"),
         (&["trace", "192.168.100.10", "10.77.2.10", "--network", "defualt"], "did you mean default?"),
         (&["statsu"], "'status'"),

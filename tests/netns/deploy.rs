@@ -176,7 +176,7 @@ fn first_process(unshare: u32) -> Option<u32> {
 /// Where systemd itself can be had: the unit as it is, started by it. Not the machine's own systemd, which would lead a
 /// unit out of the lab, but one over a throw-away copy of the machine's files in the lab's namespaces.
 #[test]
-fn systemd_starts_and_stops_the_unit_as_it_is_deployed() {
+fn systemd_starts_reloads_and_stops_the_unit_as_it_is_deployed() {
     if !Path::new("/lib/systemd/systemd").exists() || !there("systemctl") {
         println!("skipped: no systemd on this machine");
         return;
@@ -240,6 +240,14 @@ fn systemd_starts_and_stops_the_unit_as_it_is_deployed() {
         inside(&as_user).code
     };
     assert_eq!((ask("mesh"), ask("65534")), (Some(0), Some(3)), "members of the group may ask, others not");
+
+    // a reload is a signal to the same process: the host itself answers no ping from the mesh any more
+    assert!(lab.ping_within(SOON, "vm1", "10.77.2.1"), "{}", told());
+    let close = ["sed", "-i", "s/^\\[node\\]/&\\nexpose = []/", "/etc/mesh/node.toml"];
+    assert!(inside(&close).ok() && inside(&["systemctl", "reload", "mesh-node"]).ok(), "{}", told());
+    assert!(wait_until(SOON, || !lab.ping("vm1", "10.77.2.1")), "{}", told());
+    let same = inside(&["systemctl", "show", "-p", "MainPID", "--value", "mesh-node"]).stdout;
+    assert_eq!(same, pid, "{}", told());
 
     let stopped = inside(&["systemctl", "stop", "mesh-node"]);
     assert!(stopped.ok(), "{}", stopped.text());
