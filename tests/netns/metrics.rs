@@ -108,6 +108,15 @@ fn packets_in_are_packets_out_and_drops_on_every_node_under_real_traffic() {
         }
     }
 
+    // a node that has no time to read: the kernel drops at the device, and both say how much
+    lab.freeze("ph2").unwrap();
+    let burst = "for i in $(seq 3000); do echo x >/dev/udp/10.77.1.10/9; done";
+    lab.exec("vm2", &["bash", "-c", burst]).unwrap();
+    lab.thaw("ph2").unwrap();
+    let dropped = adds_up(&lab, "ph2").sum("mesh_tun_dropped_packets_total", &[("direction", "outbound")]);
+    assert!(dropped > 1000.0, "a queue of 500 does not hold 3000: {dropped}");
+    lab.wait_connected(Duration::from_secs(10)).unwrap();
+
     // a peer that dies under a flood
     let stream = ["iperf3", "-u", "-b", "50M", "-l", "500", "-t", "5", "-c", "10.77.2.10"];
     lab.spawn("vm1", &stream).unwrap();
@@ -176,9 +185,9 @@ fn document() -> String {
     std::fs::read_to_string(repository().join("docs/metrics.md")).unwrap()
 }
 
-/// Each query of docs/metrics.md with the line of words before it.
+/// Each query of docs/metrics.md, and of README.md, with the line of words before it.
 fn queries() -> Vec<(String, String)> {
-    let text = document();
+    let text = document() + &std::fs::read_to_string(repository().join("README.md")).unwrap();
     let mut found = Vec::new();
     for (at, _) in text.match_indices("```promql\n") {
         let words = text[..at].trim_end().lines().last().unwrap_or_default();
