@@ -112,8 +112,15 @@ fn packets_in_are_packets_out_and_drops_on_every_node_under_real_traffic() {
     lab.freeze("ph2").unwrap();
     let burst = "for i in $(seq 3000); do echo x >/dev/udp/10.77.1.10/9; done";
     lab.exec("vm2", &["bash", "-c", burst]).unwrap();
+    let noise = "p=$(printf %01400d 0); for i in $(seq 4000); do echo $p >/dev/udp/198.51.100.12/4650; done";
+    lab.exec("gw", &["bash", "-c", noise]).unwrap();
     lab.thaw("ph2").unwrap();
-    let dropped = adds_up(&lab, "ph2").sum("mesh_tun_dropped_packets_total", &[("direction", "outbound")]);
+    let late = adds_up(&lab, "ph2");
+    assert!(
+        late.sum("mesh_socket_dropped_datagrams_total", &[]) > 0.0,
+        "nor the socket's buffer what came to it"
+    );
+    let dropped = late.sum("mesh_tun_dropped_packets_total", &[("direction", "outbound")]);
     assert!(dropped > 1000.0, "a queue of 500 does not hold 3000: {dropped}");
     lab.wait_connected(Duration::from_secs(10)).unwrap();
 

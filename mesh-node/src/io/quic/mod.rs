@@ -2,6 +2,7 @@
 pub mod connection;
 pub mod datagram;
 pub mod endpoint;
+pub mod socket_drops;
 pub mod tls;
 
 #[cfg(test)]
