@@ -292,7 +292,7 @@ fn a_real_prometheus_answers_every_query_of_the_document_and_sees_every_alert_s_
     let positive = |value: f64| value > 0.0;
     has("mesh_peer_up == 0", "peer", "ph3", &|value| value == 0.0);
     has("sum by (instance, direction, reason)", "reason", "not_routable", &|value| {
-        (5.0..15.0).contains(&value)
+        (2.0..20.0).contains(&value)
     });
     has("sum by (instance, reason) (increase(mesh_handshake", "reason", "timeout", &positive);
     has("mesh_egress_destinations", "state", "standby", &positive);
