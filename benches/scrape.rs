@@ -117,6 +117,7 @@ fn control(peers: u32, now: Now) -> Control {
         seeds: (1..=peers).map(|n| (endpoint(n).to_string(), None)).collect(),
         uplinks: vec!["eth0".into()],
         mtu: None,
+        foreign_chains: Default::default(),
     };
     let mut control =
         Control::new(local, Trust { chain, key, roots }, Saved::default(), 1, now).expect("a node");

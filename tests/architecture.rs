@@ -40,7 +40,8 @@ fn code(path: &Path) -> Vec<String> {
 }
 
 fn is_test(path: &Path) -> bool {
-    path.file_stem().is_some_and(|s| s.to_string_lossy().contains("tests"))
+    let named = |name: Option<&std::ffi::OsStr>| name.is_some_and(|n| n.to_string_lossy().contains("tests"));
+    named(path.file_stem()) || named(path.parent().and_then(Path::file_name))
 }
 
 /// Which modules of the crate each module may name.

@@ -124,6 +124,7 @@ fn state() -> HostState {
             ("eth0".into(), "203.0.113.0/24".parse().expect("prefix")),
             ("eth0".into(), "2001:db8::/64".parse().expect("prefix")),
         ],
+        foreign_chains: Default::default(),
     }
 }
 

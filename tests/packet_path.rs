@@ -82,7 +82,7 @@ impl Node {
         let mut handles = vec![None; 8];
         handles[usize::from(network.0)] = Some(theirs.0);
         let counters = Arc::new(Counters::default());
-        let carrier = Box::new(Datagrams::new(connection.clone()));
+        let carrier = Arc::new(Datagrams::new(connection.clone()));
         let peer = Arc::new(PeerCounters::default());
         let tunnel = Arc::new(Tunnel::new(PEER, handles, carrier, peer.clone()));
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot {
@@ -92,7 +92,7 @@ impl Node {
         let (wanted_sender, wanted) = mpsc::channel(4);
         let mut loops = PacketLoops::start(snapshot, counters.clone(), wanted_sender).unwrap();
         loops.add_network(network, tun).unwrap();
-        runtime.spawn(read_datagrams(connection.clone(), tunnel, loops.inbound()));
+        runtime.spawn(read_datagrams(connection.clone(), tunnel, loops.inbound(), Arc::default()));
         Self { vm, counters, peer, network, wanted, loops, connection }
     }
 

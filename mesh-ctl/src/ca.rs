@@ -9,6 +9,8 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use mesh_proto::identity::{Ca, Grants, Identity, IssueRequest, NodeKey, PublicKeySource, rfc3339};
 use mesh_proto::{MeshId, NetworkName, NodeId, Prefix, api};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 use x509_parser::pem::Pem;
 
@@ -38,6 +40,86 @@ pub(crate) enum CaCommand {
         /// A certificate (PEM): a node's or a CA's
         file: PathBuf,
     },
+}
+
+/// What `ca show` prints: a certificate, or all of a file that has several.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Shown {
+    /// One.
+    One(Certificate),
+    /// In the order of the file.
+    Several {
+        /// `SCHEMA`.
+        schema: u32,
+        /// All of them.
+        certificates: Vec<Certificate>,
+    },
+}
+
+/// Whose certificate, and until when.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Certificate {
+    /// A node's.
+    Node(NodeCertificate),
+    /// A CA's.
+    Ca(CaCertificate),
+}
+
+/// A node's certificate.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct NodeCertificate {
+    /// `SCHEMA`.
+    schema: u32,
+    /// `node`.
+    kind: &'static str,
+    /// `valid`, `not_yet_valid` or `expired`.
+    state: &'static str,
+    /// Why it is not valid.
+    reason: Option<&'static str>,
+    /// Valid from.
+    not_before: String,
+    /// Valid until.
+    not_after: String,
+    /// Whose.
+    node: String,
+    /// Of which mesh.
+    mesh: String,
+    /// Whether it may carry others' traffic out of the mesh.
+    egress: bool,
+    /// Groups of the node.
+    groups: Vec<String>,
+    /// What it may announce, by network.
+    networks: Vec<Allowance>,
+}
+
+/// What may be announced in a network.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Allowance {
+    /// The network.
+    name: String,
+    /// These, or any part of them.
+    prefixes: Vec<Prefix>,
+}
+
+/// A CA's certificate.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct CaCertificate {
+    /// `SCHEMA`.
+    schema: u32,
+    /// `ca`.
+    kind: &'static str,
+    /// `valid`, `not_yet_valid` or `expired`.
+    state: &'static str,
+    /// Why it is not valid.
+    reason: Option<&'static str>,
+    /// Valid from.
+    not_before: String,
+    /// Valid until.
+    not_after: String,
+    /// Of which mesh.
+    mesh: String,
 }
 
 /// `ca init`.
@@ -184,12 +266,12 @@ pub(crate) fn show(file: &Path, now: i64) -> anyhow::Result<Value> {
     }
     match shown.len() {
         0 => bail!("{} has no certificate: give a node's NODE.pem or a ca.pem", file.display()),
-        1 => Ok(shown.swap_remove(0)),
-        _ => Ok(json!({ "schema": api::SCHEMA, "certificates": shown })),
+        1 => Ok(json!(Shown::One(shown.swap_remove(0)))),
+        _ => Ok(json!(Shown::Several { schema: api::SCHEMA, certificates: shown })),
     }
 }
 
-fn show_one(pem: &Pem, now: i64) -> anyhow::Result<Value> {
+fn show_one(pem: &Pem, now: i64) -> anyhow::Result<Certificate> {
     let cert = pem.parse_x509().context("certificate cannot be read")?;
     let (from, until) = (cert.validity().not_before.timestamp(), cert.validity().not_after.timestamp());
     let (state, reason) = if now < from {
@@ -199,31 +281,38 @@ fn show_one(pem: &Pem, now: i64) -> anyhow::Result<Value> {
     } else {
         ("valid", None)
     };
-    let mut shown = json!({
-        "schema": api::SCHEMA,
-        "state": state,
-        "reason": reason,
-        "not_before": rfc3339(from),
-        "not_after": rfc3339(until),
-    });
+    let (schema, not_before, not_after) = (api::SCHEMA, rfc3339(from), rfc3339(until));
     if cert.is_ca() {
         let name = cert.subject().iter_common_name().next().and_then(|n| n.as_str().ok());
-        shown["kind"] = json!("ca");
-        shown["mesh"] = json!(name.context("CA certificate has no name")?);
-        return Ok(shown);
+        let mesh = name.context("CA certificate has no name")?.to_owned();
+        return Ok(Certificate::Ca(CaCertificate {
+            schema,
+            kind: "ca",
+            state,
+            reason,
+            not_before,
+            not_after,
+            mesh,
+        }));
     }
     let identity = Identity::from_certificate(&pem.contents)?;
-    shown["kind"] = json!("node");
-    shown["node"] = json!(identity.node);
-    shown["mesh"] = json!(identity.mesh);
-    shown["egress"] = json!(identity.grants.egress);
-    shown["groups"] = json!(identity.grants.groups);
-    let networks = identity.grants.networks.iter().map(|(name, grants)| {
-        let prefixes: Vec<Prefix> = grants.iter().map(|g| g.prefix).collect();
-        json!({ "name": name, "prefixes": prefixes })
+    let networks = identity.grants.networks.iter().map(|(name, grants)| Allowance {
+        name: name.to_string(),
+        prefixes: grants.iter().map(|g| g.prefix).collect(),
     });
-    shown["networks"] = networks.collect();
-    Ok(shown)
+    Ok(Certificate::Node(NodeCertificate {
+        schema,
+        kind: "node",
+        state,
+        reason,
+        not_before,
+        not_after,
+        node: identity.node.to_string(),
+        mesh: identity.mesh.to_string(),
+        egress: identity.grants.egress,
+        groups: identity.grants.groups.iter().map(ToString::to_string).collect(),
+        networks: networks.collect(),
+    }))
 }
 
 /// Writes a file that must not exist.

@@ -10,7 +10,9 @@ use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
-use mesh_proto::api::Problem;
+use mesh_proto::api::{Problem, SCHEMA};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
@@ -54,6 +56,28 @@ impl std::fmt::Display for Failure {
             Self::Refused(problem) => f.write_str(&problem.title),
             Self::Other(error) => write!(f, "{error:#}"),
         }
+    }
+}
+
+/// What is printed as JSON instead of an answer.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Refusal {
+    /// `SCHEMA`.
+    schema: u32,
+    /// HTTP status, where it is the node that refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    /// What, and the remedy.
+    title: String,
+}
+
+impl From<&Failure> for Refusal {
+    fn from(failure: &Failure) -> Self {
+        let status = match failure {
+            Failure::Refused(problem) => Some(problem.status),
+            Failure::Unreachable(_) | Failure::Other(_) => None,
+        };
+        Self { schema: SCHEMA, status, title: failure.to_string() }
     }
 }
 

@@ -7,17 +7,20 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use anyhow::{Context as _, bail};
+use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap_complete::Shell;
 use hyper::Method;
-use mesh_proto::{NetworkName, api};
+use mesh_proto::{NetworkName, api, suggest};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use self::client::{Failure, ask, escape};
+use self::client::{Failure, Refusal, ask, escape};
 
 mod ca;
 mod client;
+mod describe;
+mod ping;
 mod show;
 
 /// The operator's command for a mesh node
@@ -45,7 +48,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make a CA, sign and show certificates
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  mesh-ctl ca show /etc/mesh/node.pem")]
     Ca(ca::CaCommand),
     /// Is this node well? Verdict first, then reasons
     #[command(after_help = "Example:\n  mesh-ctl -q status || mesh-ctl status")]
@@ -54,7 +57,7 @@ enum Command {
     #[command(after_help = "Example:\n  mesh-ctl peers --json")]
     Peers,
     /// Show, add or remove a peer
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  mesh-ctl peer show ph2")]
     Peer(PeerCommand),
     /// Networks of this node
     #[command(after_help = "Example:\n  mesh-ctl networks")]
@@ -67,7 +70,7 @@ enum Command {
         network: Option<NetworkName>,
     },
     /// Ask for the route to an address
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  mesh-ctl route get 10.77.2.5")]
     Route(RouteCommand),
     /// Which node carries traffic to other networks
     #[command(after_help = "Example:\n  mesh-ctl egress list")]
@@ -78,6 +81,12 @@ enum Command {
         #[command(subcommand)]
         command: Option<EgressCommand>,
     },
+    /// Round trips, path and path MTU to a peer, or to an address of the mesh
+    #[command(after_help = "Examples:\n  mesh-ctl ping ph2 --sweep\n  mesh-ctl ping 10.77.2.10 -c 1")]
+    Ping(ping::PingCommand),
+    /// Read the configuration anew: what is applied, what needs a restart, or why it is rejected
+    #[command(after_help = "Example:\n  mesh-node check && mesh-ctl reload")]
+    Reload,
     /// A packet's journey, hop by hop, and what is done to it
     #[command(after_help = "Example:\n  mesh-ctl trace 192.168.100.5 10.77.2.5")]
     Trace {
@@ -89,6 +98,37 @@ enum Command {
         #[arg(long, value_name = "N")]
         network: Option<NetworkName>,
     },
+    /// The JSON Schema of every answer, or of one command's
+    #[command(after_help = "Example:\n  mesh-ctl schema route get > route-get.schema.json")]
+    Schema {
+        /// The command, as it is called
+        command: Vec<String>,
+    },
+    /// The completion script of a shell
+    #[command(after_help = "Example:\n  mesh-ctl completions bash > /etc/bash_completion.d/mesh-ctl")]
+    Completions {
+        /// For which shell
+        shell: Shell,
+    },
+    /// Write the manual pages, one a command
+    #[command(after_help = "Example:\n  mesh-ctl man /usr/local/share/man/man1")]
+    Man {
+        /// Where to write; made if missing
+        dir: PathBuf,
+    },
+}
+
+impl Command {
+    /// The network that was named, which has to be one of the node's.
+    fn network(&self) -> Option<&NetworkName> {
+        match self {
+            Self::Routes { network }
+            | Self::Route(RouteCommand::Get { network, .. })
+            | Self::Egress { network, .. }
+            | Self::Trace { network, .. } => network.as_ref(),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -150,7 +190,7 @@ fn now() -> anyhow::Result<i64> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parse();
     match run(&cli).await {
         Ok(outcome) => {
             if cli.json {
@@ -161,13 +201,21 @@ async fn main() -> ExitCode {
             ExitCode::from(u8::from(!outcome.good))
         }
         Err(failure) => {
-            if let (true, Failure::Refused(problem)) = (cli.json, &failure) {
-                print(&format!("{:#}\n", json!(problem)));
+            if cli.json {
+                print(&format!("{:#}\n", json!(Refusal::from(&failure))));
             }
             eprintln!("mesh-ctl: {failure}");
             ExitCode::from(failure.exit_status())
         }
     }
+}
+
+/// `--no-color` holds for the parser's own messages too, which come before it has been parsed.
+fn parse() -> Cli {
+    let plain = std::env::args_os().any(|argument| argument == "--no-color");
+    let color = if plain { ColorChoice::Never } else { ColorChoice::Auto };
+    let matches = Cli::command().color(color).get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
 /// A reader that closes early, such as `head`, is no failure.
@@ -181,6 +229,9 @@ async fn run(cli: &Cli) -> Result<Outcome, Failure> {
         let path = path.to_owned();
         async move { ask(&cli.socket, Method::GET, &path, None).await }
     };
+    if let Some(network) = cli.command.network() {
+        is_there(network, &get("/v1/networks").await?)?;
+    }
     match &cli.command {
         Command::Ca(command) => Ok(certificates(command)?),
         Command::Status => {
@@ -213,13 +264,48 @@ async fn run(cli: &Cli) -> Result<Outcome, Failure> {
             let answer = only(get("/v1/egress").await?, "egress", network.as_ref());
             outcome(answer, |answer| (show::egress(answer), true))
         }
+        Command::Ping(command) => {
+            let tell = |line: String| {
+                if !cli.json && !cli.quiet {
+                    print(&line)
+                }
+            };
+            let ping = ping::ping(&cli.socket, command, tell).await?;
+            let good = ping.state == "answered";
+            let text = if cli.json { String::new() } else { show::ping_summary(&ping) };
+            Ok(Outcome { text, value: json!(ping), good })
+        }
+        Command::Reload => {
+            let answer = ask(&cli.socket, Method::POST, "/v1/reload", None).await?;
+            outcome(answer, |report: &api::Reload| (show::reload(report), report.state == "applied"))
+        }
         Command::Trace { from, to, network } => {
             let network = network.as_ref().map(ToString::to_string);
             let body = json!(api::TraceAsk { network, from: *from, to: *to });
             let answer = ask(&cli.socket, Method::POST, "/v1/trace", Some(body)).await?;
             outcome(answer, |trace: &api::Trace| (show::trace(trace), trace.state == "arrives"))
         }
+        Command::Schema { command } => {
+            let value = describe::schema(command)?;
+            Ok(Outcome { text: format!("{value:#}\n"), value, good: true })
+        }
+        Command::Completions { shell } => {
+            let script = describe::completions(*shell, Cli::command())?;
+            Ok(Outcome { value: json!(script), text: script.script, good: true })
+        }
+        Command::Man { dir } => Ok(wrote(describe::man(dir, Cli::command())?)),
     }
+}
+
+/// Refuses a network that the node does not have.
+fn is_there(network: &NetworkName, answer: &Value) -> anyhow::Result<()> {
+    let all = answer["networks"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let names: Vec<&str> = all.iter().filter_map(|n| n["name"].as_str()).collect();
+    if names.contains(&network.as_str()) {
+        return Ok(());
+    }
+    let hint = suggest::or_else(network.as_str(), names, "`mesh-ctl networks` lists this node's");
+    bail!("no network {network}: {hint}")
 }
 
 /// <https://no-color.org>: set and not empty means no colours.
@@ -227,12 +313,13 @@ fn no_color_is_unset() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+fn wrote(text: String) -> Outcome {
+    let value = json!(api::Done { schema: api::SCHEMA, done: text.trim_end().to_owned() });
+    Outcome { text, value, good: true }
+}
+
 fn certificates(command: &ca::CaCommand) -> anyhow::Result<Outcome> {
     let now = now()?;
-    let wrote = |text: String| {
-        let value = json!({ "schema": api::SCHEMA, "done": text.trim_end() });
-        Outcome { text, value, good: true }
-    };
     Ok(match command {
         ca::CaCommand::Init(init) => wrote(ca::init(init, now)?),
         ca::CaCommand::Issue(issue) => wrote(ca::issue(issue, now)?),
@@ -268,8 +355,6 @@ fn only(mut answer: Value, list: &str, network: Option<&NetworkName>) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -307,6 +392,15 @@ mod tests {
         for line in ["mesh-ctl egress", "mesh-ctl egress list --network blue", "mesh-ctl status --json -q"] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
         }
+    }
+
+    #[test]
+    fn a_network_that_is_not_there_is_refused_with_the_one_meant() {
+        let answer = json!({ "networks": [{ "name": "default" }, { "name": "blue" }] });
+        let named = |name: &str| is_there(&name.parse().expect("a name"), &answer).map_err(|e| e.to_string());
+        assert_eq!(named("blue"), Ok(()));
+        assert_eq!(named("defualt"), Err("no network defualt: did you mean default?".into()));
+        assert!(named("green").is_err_and(|e| e.contains("mesh-ctl networks")));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Answers as text for people: plain columns, two spaces apart, at most `WIDTH` wide where names allow it.
+//! Answers as text for people: plain columns, two spaces apart, at most `WIDTH` wide.
 
 use std::fmt::Write as _;
 
@@ -8,8 +8,11 @@ use serde_json::Value;
 /// Fits a terminal beside another, and a mail.
 const WIDTH: usize = 100;
 
-/// The last column keeps at least this much, however wide those before it are.
+/// The last column keeps at least this much: reasons and lists stay readable, however wide those before it are.
 const LEAST_LAST: usize = 24;
+
+/// What a column before it keeps, or its header's width if that is more.
+const LEAST: usize = 8;
 
 /// Text from the mesh must not steer the terminal.
 fn clean(text: &str) -> String {
@@ -44,14 +47,46 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// Whether a table's last column may take several lines.
+/// A cell in lines of at most `width`: a longer word is broken, after a mark where there is one.
+fn fold(text: &str, width: usize) -> Vec<String> {
+    if text.chars().count() <= width {
+        return vec![text.to_owned()];
+    }
+    let mut lines = Vec::new();
+    for line in wrap(text, width) {
+        let mut rest: Vec<char> = line.chars().collect();
+        while rest.len() > width {
+            let mark = rest[..width].iter().rposition(|c| "-.:/,".contains(*c)).map(|i| i + 1);
+            let tail = rest.split_off(mark.filter(|at| *at > width / 2).unwrap_or(width));
+            lines.push(std::mem::replace(&mut rest, tail).into_iter().collect());
+        }
+        lines.push(rest.into_iter().collect());
+    }
+    lines
+}
+
+/// Whether a table's rows may take several lines.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Last {
-    Wrapped,
+enum Rows {
+    Folded,
     OneLine,
 }
 
-fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], last: Last) -> String {
+/// Widths that fit: the widest column gives first, the last one first of all.
+fn fit<const N: usize>(header: [&str; N], natural: [usize; N]) -> [usize; N] {
+    let mut widths = natural;
+    let total = |widths: &[usize; N]| widths.iter().sum::<usize>() + 2 * (N - 1);
+    let spare = widths[N - 1].saturating_sub(LEAST_LAST.max(header[N - 1].len()));
+    widths[N - 1] -= spare.min(total(&widths).saturating_sub(WIDTH));
+    while total(&widths) > WIDTH {
+        let least = |i: usize| if i == N - 1 { natural[i] } else { LEAST.max(header[i].len()) };
+        let Some(i) = (0..N).filter(|i| widths[*i] > least(*i)).max_by_key(|i| widths[*i]) else { break };
+        widths[i] -= 1;
+    }
+    widths
+}
+
+fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], how: Rows) -> String {
     let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| clean(cell))).collect();
     let mut widths = header.map(str::len);
     for row in &rows {
@@ -59,20 +94,19 @@ fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], last: Last) ->
             *width = cell.chars().count().max(*width);
         }
     }
-    let before: usize = widths[..N - 1].iter().map(|w| w + 2).sum();
-    let room = if last == Last::Wrapped { WIDTH.saturating_sub(before).max(LEAST_LAST) } else { usize::MAX };
+    if how == Rows::Folded {
+        widths = fit(header, widths);
+    }
     let mut out = String::new();
     let header = header.map(str::to_owned);
     for row in std::iter::once(&header).chain(&rows) {
-        let mut line = String::new();
-        for (cell, width) in row[..N - 1].iter().zip(widths) {
-            _ = write!(line, "{cell:width$}  ");
-        }
-        for (i, part) in wrap(&row[N - 1], room).iter().enumerate() {
-            if i > 0 {
-                line = " ".repeat(before);
+        let cells: Vec<Vec<String>> = row.iter().zip(widths).map(|(cell, width)| fold(cell, width)).collect();
+        for i in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
+            let mut line = String::new();
+            for (cell, width) in cells.iter().zip(widths) {
+                let part = cell.get(i).map_or("", String::as_str);
+                _ = write!(line, "{part:width$}  ");
             }
-            line.push_str(part);
             out.push_str(line.trim_end());
             out.push('\n');
         }
@@ -113,6 +147,85 @@ fn rtt(seconds: Option<f64>) -> String {
 /// Why something is not in its good state: in words if there are some.
 fn why(reason: &Option<String>, detail: &Option<String>) -> String {
     detail.as_ref().or(reason.as_ref()).cloned().unwrap_or_default()
+}
+
+/// Where an echo goes; before the first one.
+pub(crate) fn ping_path(ping: &api::Ping) -> String {
+    let mut parts = vec![clean(&ping.target)];
+    if let Some(network) = &ping.network {
+        parts.push(format!("in network {}", clean(network)));
+    }
+    match (&ping.node, &ping.endpoint) {
+        (Some(node), Some(endpoint)) => {
+            let transport = ping.transport.as_deref().unwrap_or("tunnel");
+            parts.push(format!("by {} at {endpoint} ({})", clean(node), clean(transport)));
+        }
+        (Some(node), None) => parts.push(format!("on this node, {}", clean(node))),
+        _ => {}
+    }
+    if let Some(mtu) = ping.path_mtu_bytes {
+        parts.push(format!("path MTU {mtu} bytes"));
+    }
+    format!("{}\n", parts.join(", "))
+}
+
+/// One echo.
+pub(crate) fn ping_echo(number: usize, seconds: Option<f64>) -> String {
+    match seconds {
+        Some(_) => format!("echo {number}: {}\n", rtt(seconds)),
+        None => format!("echo {number}: no answer\n"),
+    }
+}
+
+/// After the last echo.
+pub(crate) fn ping_summary(ping: &api::Ping) -> String {
+    let mut out = String::new();
+    let heard: Vec<f64> = ping.rtts_seconds.iter().flatten().copied().collect();
+    if !ping.rtts_seconds.is_empty() {
+        _ = writeln!(out, "{} of {} answered", heard.len(), ping.rtts_seconds.len());
+    }
+    if !heard.is_empty() {
+        let (least, most) = heard.iter().fold((f64::MAX, 0.0_f64), |(a, b), v| (a.min(*v), b.max(*v)));
+        let mean = heard.iter().sum::<f64>() / heard.len() as f64;
+        let [least, mean, most] = [least, mean, most].map(|v| rtt(Some(v)));
+        _ = writeln!(out, "round trip: least {least}, mean {mean}, most {most}");
+    }
+    if let Some(largest) = ping.largest_bytes {
+        _ = writeln!(out, "largest packet answered: {largest} bytes");
+    }
+    if let Some(reason) = &ping.reason {
+        for part in wrap(&clean(reason), WIDTH) {
+            _ = writeln!(out, "{part}");
+        }
+    }
+    out
+}
+
+/// Verdict first, then its reasons, then key by key.
+pub(crate) fn reload(report: &api::Reload) -> String {
+    let mut out = match (report.state.as_str(), report.changes.len()) {
+        ("applied", 0) => "applied: nothing differs from the configuration in effect\n".to_owned(),
+        ("rejected", _) => "rejected: nothing was applied\n".to_owned(),
+        (state, _) => format!("{}\n", clean(state)),
+    };
+    for line in report.reason.iter().flat_map(|reason| reason.lines()) {
+        for (i, part) in wrap(&clean(line), WIDTH - 4).iter().enumerate() {
+            _ = writeln!(out, "  {}{part}", if i == 0 { "- " } else { "  " });
+        }
+    }
+    let change = |change: &api::ReloadChange| {
+        let difference = match (&change.before, &change.after) {
+            (None, Some(after)) => format!("added {after}").trim_end().to_owned(),
+            (Some(before), None) => format!("removed {before}").trim_end().to_owned(),
+            (before, after) => format!("{} -> {}", or_dash(before), or_dash(after)),
+        };
+        [change.key.clone(), change.state.clone(), difference]
+    };
+    if !report.changes.is_empty() {
+        let rows: Vec<_> = report.changes.iter().map(change).collect();
+        out.push_str(&table(["KEY", "STATE", "CHANGE"], &rows, Rows::Folded));
+    }
+    out
 }
 
 /// Verdict first, then reasons, then notes.
@@ -159,7 +272,7 @@ pub(crate) fn peers(peers: &api::Peers) -> String {
         })
         .collect();
     let header = ["NAME", "STATE", "ENDPOINT", "RTT", "MTU", "RECEIVED", "SENT", "REASON"];
-    table(header, &rows, Last::Wrapped)
+    table(header, &rows, Rows::Folded)
 }
 
 /// One peer.
@@ -206,7 +319,7 @@ pub(crate) fn networks(networks: &api::Networks) -> String {
         })
         .collect();
     let header = ["NAME", "INTERFACE", "TUN", "SUBNETS", "NODES", "EGRESS", "PREFIXES"];
-    table(header, &rows, Last::Wrapped)
+    table(header, &rows, Rows::Folded)
 }
 
 /// Routes of all or of one network.
@@ -225,16 +338,28 @@ pub(crate) fn routes(routes: &[api::Route]) -> String {
             ]
         })
         .collect();
-    table(["NETWORK", "PREFIX", "NODE", "KIND", "STATE", "MTU", "REASON"], &rows, Last::Wrapped)
+    table(["NETWORK", "PREFIX", "NODE", "KIND", "STATE", "MTU", "REASON"], &rows, Rows::Folded)
 }
 
 /// The routes to one address.
 pub(crate) fn route_get(found: &api::RouteGet) -> String {
-    if found.routes.is_empty() {
-        let reason = found.reason.as_deref().unwrap_or("no network has it");
-        return format!("no route to {}: {}\n", found.address, clean(reason));
+    let mut out = match &found.reason {
+        Some(reason) if found.routes.is_empty() => {
+            format!("no route to {}: {}\n", found.address, clean(reason))
+        }
+        _ => routes(&found.routes),
+    };
+    let row = |check: &api::RouteCheck| {
+        [check.network.clone(), check.step.clone(), check.state.clone(), check.text.clone()]
+    };
+    let rows: Vec<_> = found.checks.iter().map(row).collect();
+    if !rows.is_empty() {
+        out.push_str(&format!(
+            "\n{}",
+            table(["NETWORK", "STEP", "STATE", "BY, OR WHY NOT"], &rows, Rows::Folded)
+        ));
     }
-    routes(&found.routes)
+    out
 }
 
 /// Who carries which destination.
@@ -256,7 +381,7 @@ pub(crate) fn egress(answer: &api::EgressAnswer) -> String {
         })
         .collect();
     let header = ["NETWORK", "DESTINATION", "STATE", "NODE", "CANDIDATES", "REASON"];
-    table(header, &rows, Last::Wrapped)
+    table(header, &rows, Rows::Folded)
 }
 
 /// A packet's journey: one line a hop, however long.
@@ -269,7 +394,7 @@ pub(crate) fn trace(trace: &api::Trace) -> String {
             [h.hop.to_string(), h.host.clone(), source, destination, h.action.clone()]
         })
         .collect();
-    let mut out = table(["HOP", "HOST", "SOURCE", "DESTINATION", "ACTION"], &rows, Last::OneLine);
+    let mut out = table(["HOP", "HOST", "SOURCE", "DESTINATION", "ACTION"], &rows, Rows::OneLine);
     if let Some(reason) = &trace.reason {
         _ = writeln!(out, "{}: {}", clean(&trace.state), clean(reason));
     }
@@ -317,7 +442,7 @@ mod tests {
     #[test]
     fn columns_are_two_spaces_apart_and_the_last_is_wrapped() {
         let rows = [["ph1".to_owned(), "word ".repeat(30)], ["a-longer-name".to_owned(), String::new()]];
-        let text = table(["NAME", "REASON"], &rows, Last::Wrapped);
+        let text = table(["NAME", "REASON"], &rows, Rows::Folded);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], "NAME           REASON");
         assert!(lines[1].starts_with("ph1            word"));
@@ -327,9 +452,33 @@ mod tests {
     }
 
     #[test]
+    fn long_names_and_ipv6_addresses_fit_and_nothing_of_them_is_lost() {
+        let name = "hypervisor-with-a-long-name-in-rack-17-of-the-second-hall";
+        let address = "[2001:db8:1234:5678:9abc:def0:1234:5678]:4650";
+        let reason = "the peer has not answered for a while; is UDP open between the hosts?";
+        let mut row = [name, "dialing", address, "12.34 ms", "1380", "1023.9 MiB", "1023.9 MiB", reason];
+        let header = ["NAME", "STATE", "ENDPOINT", "RTT", "MTU", "RECEIVED", "SENT", "REASON"];
+        for _ in 0..2 {
+            let text = table(header, &[row.map(str::to_owned)], Rows::Folded);
+            assert!(text.lines().all(|l| l.chars().count() <= WIDTH), "{text}");
+            let column = |from: usize, to: usize| {
+                text.lines()
+                    .skip(1)
+                    .map(|l| l.get(from..to.min(l.len())).unwrap_or_default().trim())
+                    .collect()
+            };
+            let at = |name: &str| text.find(name).unwrap_or_default();
+            let names: String = column(0, at("STATE"));
+            let endpoints: String = column(at("ENDPOINT"), at("RTT"));
+            assert_eq!((names.as_str(), endpoints.as_str()), (name, address), "{text}");
+            row[7] = "";
+        }
+    }
+
+    #[test]
     fn text_from_the_mesh_does_not_steer_the_terminal() {
         let rows = [["\x1b[2Jph1".to_owned(), "a\nb".to_owned()]];
-        assert_eq!(table(["A", "B"], &rows, Last::Wrapped), "A        B\n [2Jph1  a b\n");
+        assert_eq!(table(["A", "B"], &rows, Rows::Folded), "A        B\n [2Jph1  a b\n");
     }
 
     #[test]

@@ -12,6 +12,8 @@ use mesh_proto::{NetworkName, NodeId, Prefix};
 use crate::forward::fib::Expose;
 
 mod check;
+pub mod document;
+pub mod reference;
 mod walk;
 
 use walk::{Section, Walk};
@@ -74,9 +76,10 @@ pub enum OnStop {
 }
 
 /// What to do about a user's forward chain that drops mesh traffic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ForeignChains {
     /// Name it in the status.
+    #[default]
     Report,
     /// Put two accept rules there.
     Insert,
@@ -197,6 +200,17 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
+impl NodeConfig {
+    /// Takes over from the running node what counts at the next start only; see `document`.
+    pub fn keep(&mut self, running: &Self) {
+        self.listen = running.listen;
+        self.state_dir.clone_from(&running.state_dir);
+        self.control_socket.clone_from(&running.control_socket);
+        self.keepalive = running.keepalive;
+        self.workers = running.workers;
+    }
+}
+
 impl Config {
     /// Reads and checks the text of a file; `path` is for the messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigErrors> {
@@ -230,28 +244,7 @@ pub(crate) fn key_line(text: &str, table: usize, error: &str) -> usize {
 }
 
 fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
-    const LATER: &[&str] = &["probe"];
-    w.keys(
-        s,
-        &[
-            "listen",
-            "metrics",
-            "ca",
-            "certificate",
-            "key",
-            "state_dir",
-            "control_socket",
-            "advertise",
-            "keepalive",
-            "mtu",
-            "transport",
-            "workers",
-            "expose",
-            "on_stop",
-            "foreign_chains",
-        ],
-        LATER,
-    );
+    w.keys(s, "node", &["probe"]);
     let path = |w: &mut Walk<'_>, key, default: &str| {
         PathBuf::from(w.text(s, key).unwrap_or_else(|| default.into()))
     };
@@ -301,30 +294,15 @@ fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
 }
 
 fn peer(w: &mut Walk<'_>, s: &Section<'_>) -> Option<PeerConfig> {
-    w.keys(s, &["endpoint", "name"], &["probe"]);
+    w.keys(s, "peer", &["probe"]);
     w.need(s, "endpoint");
-    let endpoint = w.one(s, "endpoint", |t| {
-        let (host, port) = t.rsplit_once(':').unwrap_or((t, ""));
-        let named =
-            !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-        let ok = t.parse::<SocketAddr>().is_ok() || named;
-        if ok && port.parse::<u16>().is_ok_and(|p| p > 0) {
-            Ok(t.to_owned())
-        } else {
-            Err("is not HOST:PORT; write it as 198.51.100.12:4650, [2001:db8::1]:4650 or ph2.example:4650"
-                .into())
-        }
-    });
+    let endpoint = w.one(s, "endpoint", |t| endpoint(t).map(str::to_owned));
     let name = w.one(s, "name", parsed);
     Some(PeerConfig { endpoint: endpoint?, name, line: s.line })
 }
 
 fn network(w: &mut Walk<'_>, s: &Section<'_>) -> Option<NetworkConfig> {
-    w.keys(
-        s,
-        &["name", "interface", "subnet", "prefix", "announce", "egress"],
-        &["egress_preempt", "egress_fallback", "egress_balance", "probe"],
-    );
+    w.keys(s, "network", &["egress_preempt", "egress_fallback", "egress_balance", "probe"]);
     w.need(s, "name");
     w.need(s, "interface");
     let name = w.one(s, "name", parsed);
@@ -357,7 +335,7 @@ fn network(w: &mut Walk<'_>, s: &Section<'_>) -> Option<NetworkConfig> {
 }
 
 fn egress(w: &mut Walk<'_>, s: &Section<'_>) -> Option<EgressConfig> {
-    w.keys(s, &["network", "interface", "snat", "destination", "priority"], &["probe", "shared"]);
+    w.keys(s, "egress", &["probe", "shared"]);
     w.need(s, "network");
     w.need(s, "interface");
     let networks = w.many(s, "network", parsed);
@@ -373,6 +351,18 @@ fn egress(w: &mut Walk<'_>, s: &Section<'_>) -> Option<EgressConfig> {
     let destination = w.many(s, "destination", parsed);
     let priority = w.number(s, "priority", 0, u32::MAX).unwrap_or(100);
     Some(EgressConfig { networks, interface: interface?, snat, destination, priority, line: s.line })
+}
+
+/// `HOST:PORT`, as a peer is written in the file and added at run time: an IPv6 host stands in brackets, a link-local one
+/// with the number of its interface.
+pub(crate) fn endpoint(text: &str) -> Result<&str, String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    let named = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    let ok = text.parse::<SocketAddr>().is_ok() || named;
+    if ok && port.parse::<u16>().is_ok_and(|p| p > 0) {
+        return Ok(text);
+    }
+    Err("is not HOST:PORT; write it as 198.51.100.12:4650, [2001:db8::1]:4650 or ph2.example:4650".into())
 }
 
 fn parsed<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, String> {

@@ -20,6 +20,7 @@ use crate::io::now;
 use crate::io::query::{Query, View};
 use crate::io::quic::connection::{self, Context, Dial, Door, Event};
 use crate::io::quic::datagram::{Datagrams, InboundSender, read_datagrams};
+use crate::io::quic::echo::{Echoes, Unanswered};
 
 use crate::tunnel::{Snapshot, Tunnel};
 
@@ -91,6 +92,7 @@ struct Live {
     connection: quinn::Connection,
     writer: mpsc::Sender<Message>,
     tunnel: Option<Arc<Tunnel>>,
+    echoes: Arc<Echoes>,
 }
 
 /// Runs until told to stop; then says goodbye.
@@ -105,23 +107,23 @@ pub async fn run(mut control: Control, mut wiring: Wiring) {
         unread: Vec::new(),
     };
     let door = Door::default();
-    state.carry_out(&mut control, &wiring);
+    state.carry_out(&mut control, &mut wiring);
     loop {
         let alarm = control.poll_timeout(now()).map(tokio::time::Instant::from_std);
         // in no order: a peer that talks without end must not keep the others, the operator or the stop waiting
         tokio::select! {
             _ = &mut wiring.stop => break,
-            Some(event) = wiring.events.recv() => state.event(&mut control, event),
+            Some(event) = wiring.events.recv() => state.event(&mut control, event, &mut wiring),
             Some(query) = wiring.queries.recv() => state.query(&mut control, query),
             Some(peer) = wiring.wanted.recv() => control.handle(Input::Wanted(peer), now()),
             Some(incoming) = wiring.quic.accept() => door.admit(incoming, &wiring.context),
             () = sleep_until(alarm) => control.handle_timeout(now()),
         }
-        state.carry_out(&mut control, &wiring);
+        state.carry_out(&mut control, &mut wiring);
     }
     info!("saying goodbye");
     control.handle(Input::Leave, now());
-    state.carry_out(&mut control, &wiring);
+    state.carry_out(&mut control, &mut wiring);
     if !state.live.is_empty() {
         tokio::time::sleep(GOODBYE).await;
     }
@@ -147,15 +149,19 @@ struct Loop {
     /// Number of the last desired kernel state.
     host_wanted: u64,
     /// Tunnels just published that nothing reads from yet.
-    unread: Vec<(quinn::Connection, Arc<Tunnel>)>,
+    unread: Vec<(quinn::Connection, Arc<Tunnel>, Arc<Echoes>)>,
 }
 
 impl Loop {
-    fn event(&mut self, control: &mut Control, event: Event) {
+    fn event(&mut self, control: &mut Control, event: Event, wiring: &mut Wiring) {
         let input = match event {
             Event::Input(input) => input,
             Event::Up { input, conn, connection, writer } => {
-                self.live.insert(conn, Live { connection, writer, tunnel: None });
+                self.live.insert(conn, Live { connection, writer, tunnel: None, echoes: Arc::default() });
+                input
+            }
+            Event::Reload { input, client } => {
+                wiring.quic.set_default_client_config(client);
                 input
             }
         };
@@ -171,6 +177,14 @@ impl Loop {
                 let live = Figured { live: &self.live, traffic: &self.traffic };
                 ask(control, &View { now: now(), live: &live });
             }
+            Query::Ping { peer, size, reply } => {
+                let Some(live) = control.connection(&peer).and_then(|conn| self.live.get(&conn)) else {
+                    let _ = reply.send(Err(Unanswered::Gone));
+                    return;
+                };
+                let echo = live.echoes.clone().ping(live.connection.clone(), size);
+                tokio::spawn(async move { reply.send(echo.await) });
+            }
             Query::Trace { network, source, destination, reply } => {
                 let id = self.next_trace;
                 self.next_trace += 1;
@@ -182,7 +196,7 @@ impl Loop {
         }
     }
 
-    fn carry_out(&mut self, control: &mut Control, wiring: &Wiring) {
+    fn carry_out(&mut self, control: &mut Control, wiring: &mut Wiring) {
         while let Some(output) = control.poll_output() {
             match output {
                 Output::Publish { networks, tunnels } => self.publish(networks, &tunnels, wiring),
@@ -214,6 +228,7 @@ impl Loop {
                         control.handle(Input::Breach { conn, text }, now());
                     }
                 }
+                Output::Hello(hello) => wiring.context.hello = hello,
                 Output::Save(saved) => {
                     wiring.save.send_replace(saved);
                 }
@@ -224,19 +239,19 @@ impl Loop {
                 }
             }
         }
-        for (connection, tunnel) in std::mem::take(&mut self.unread) {
-            self.read(connection, tunnel, wiring);
+        for (connection, tunnel, echoes) in std::mem::take(&mut self.unread) {
+            self.read(connection, tunnel, echoes, wiring);
         }
     }
 
     /// Reads from a new tunnel once the kernel has the routes back to its peer: what the kernel answers by itself, an ICMP
     /// error to a peer's VM, would else leave by the host's default route.
-    fn read(&self, connection: quinn::Connection, tunnel: Arc<Tunnel>, wiring: &Wiring) {
+    fn read(&self, connection: quinn::Connection, tunnel: Arc<Tunnel>, echoes: Arc<Echoes>, wiring: &Wiring) {
         let (wanted, mut applied, inbound) =
             (self.host_wanted, wiring.host_applied.clone(), wiring.inbound.clone());
         tokio::spawn(async move {
             if applied.wait_for(|number| *number >= wanted).await.is_ok() {
-                read_datagrams(connection, tunnel, inbound).await;
+                read_datagrams(connection, tunnel, inbound, echoes).await;
             }
         });
     }
@@ -249,11 +264,14 @@ impl Loop {
             let Some(live) = self.live.get_mut(&spec.conn) else { continue };
             let counters = self.traffic.entry(spec.peer).or_default().clone();
             let tunnel = live.tunnel.get_or_insert_with(|| {
-                let carrier = Box::new(Datagrams::new(live.connection.clone()));
+                let carrier = Arc::new(Datagrams::new(live.connection.clone()));
                 let tunnel = Arc::new(Tunnel::new(spec.peer, spec.handles.clone(), carrier, counters));
-                self.unread.push((live.connection.clone(), tunnel.clone()));
+                self.unread.push((live.connection.clone(), tunnel.clone(), live.echoes.clone()));
                 tunnel
             });
+            if tunnel.handles() != spec.handles {
+                *tunnel = Arc::new(tunnel.renumbered(spec.handles.clone()));
+            }
             tunnels[spec.peer.0 as usize] = Some(tunnel.clone());
         }
         wiring.snapshot.store(Arc::new(Snapshot { fib: Arc::new(Fib::new(networks)), tunnels }));

@@ -13,9 +13,11 @@
 pub mod config;
 pub mod control;
 pub mod control_loop;
+pub mod devices;
 pub mod forward;
 pub mod io;
 pub mod node;
 pub mod packet_loop;
 pub mod prepare;
+mod reload;
 pub mod tunnel;

@@ -55,12 +55,13 @@ fn main() -> ExitCode {
     let done = runtime.block_on(async {
         // from now on a signal is kept until the node is up, and then stops it properly
         let stop = stop_signal().context("listen for signals")?;
+        let hangup = signal(SignalKind::hangup()).context("listen for signals")?;
         let prepared = prepare::prepare(&arguments.config).await?;
         if matches!(arguments.command, Some(Command::Check)) {
             println!("{}: fine", arguments.config.display());
             return Ok(());
         }
-        node::run(prepared, stop).await
+        node::run(prepared, stop, hangup).await
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,27 +1,31 @@
 //! Builds the parts, connects their channels, starts and stops them in order.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
+use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::{Config, OnStop};
 use crate::control::Control;
 use crate::control::event::{Input, LocalNetwork};
 use crate::control::host::HostState;
 use crate::control_loop::{self, Wiring};
+use crate::devices::Devices;
 use crate::forward::counters::Counters;
 use crate::io;
 use crate::io::host::HostSync;
 use crate::io::host::addresses::HostAddresses;
+use crate::io::query::Query;
 use crate::io::quic::connection::{Context, Event};
+use crate::io::quic::tls::Credentials;
 use crate::packet_loop::PacketLoops;
-use crate::prepare::{self, Prepared};
+use crate::prepare::{self, Prepared, Running};
 use crate::tunnel::Snapshot;
 
 /// Events that wait for the control loop.
@@ -33,12 +37,31 @@ const PATIENCE: Duration = Duration::from_millis(1900);
 /// How often the devices are looked at.
 const CHECK_DEVICES: Duration = Duration::from_secs(1);
 
-/// Runs until `stop`; leaves nothing behind.
+/// A running node: what a reload changes, and what a stop needs.
+pub(crate) struct Node {
+    pub(crate) running: Running,
+    pub(crate) networks: Vec<LocalNetwork>,
+    pub(crate) credentials: Credentials,
+    pub(crate) devices: Devices,
+    pub(crate) quic: quinn::Endpoint,
+    pub(crate) events: mpsc::Sender<Event>,
+    queries: mpsc::Sender<Query>,
+    counters: Arc<Counters>,
+    /// Ends with its handle, as does the next one.
+    watcher: JoinSet<()>,
+    metrics: JoinSet<std::io::Result<()>>,
+}
+
+/// Runs until `stop`; reads its configuration anew at each `hangup`; leaves nothing behind.
 ///
 /// All that can fail comes before the first change to the kernel, except for the devices, which go with their owner.
-pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let Prepared { config, local, trust, credentials } = prepared;
-    let node = &config.node;
+pub async fn run(
+    prepared: Prepared,
+    stop: impl Future<Output = ()>,
+    mut hangup: Signal,
+) -> anyhow::Result<()> {
+    let Prepared { config, document, in_file: _, numbers, local, trust, credentials } = prepared;
+    let node = config.node.clone();
     let _only = only_node().await?;
     std::fs::create_dir_all(&node.state_dir)
         .with_context(|| format!("create {}", node.state_dir.display()))?;
@@ -55,11 +78,9 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let (wanted_tx, wanted) = mpsc::channel(64);
     let counters = Arc::new(Counters::new());
-    let mut loops = PacketLoops::start(snapshot.clone(), counters.clone(), wanted_tx)
+    let loops = PacketLoops::start(snapshot.clone(), counters.clone(), wanted_tx)
         .context("start the packet loops")?;
-    for network in &local.networks {
-        add_device(&mut loops, network)?;
-    }
+    let devices = Devices::start(loops, &local.networks)?;
     let mut sync = HostSync::open(&node.state_dir).await.context("open the kernel's configuration")?;
     for what in sync.clean_leftovers().await.context("clean what an earlier run left")? {
         info!(what, "left by an earlier run: removed");
@@ -72,25 +93,26 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     let (save_tx, save_rx) = watch::channel(saved.clone());
     let (stop_loop, stop_rx) = oneshot::channel();
     let (api_stop, api_stopped) = watch::channel(false);
+    let (reloads_tx, mut reloads) = mpsc::channel(1);
 
     info!(
         node = %local.identity.node, mesh = %local.identity.mesh, listen = %node.listen,
         endpoints = ?local.endpoints, version = env!("CARGO_PKG_VERSION"), "mesh-node starts"
     );
-    let ours = Ours { config: config.clone(), networks: local.networks.clone() };
     let networks = local.networks.clone();
+    let running = Running { config, document, numbers, identity: local.identity.clone() };
     let control = Control::new(local, trust, saved, io::chance(), io::now())?;
-    let api = io::api::serve(&node.control_socket, queries_tx.clone(), api_stopped)
+    let api = io::api::serve(&node.control_socket, queries_tx.clone(), reloads_tx, api_stopped)
         .with_context(|| format!("control socket {}", node.control_socket.display()))?;
     let context = Context { hello: control.hello(), events: events_tx.clone() };
     let wiring = Wiring {
         events,
         queries,
         wanted,
-        quic,
+        quic: quic.clone(),
         context,
         snapshot,
-        inbound: loops.inbound(),
+        inbound: devices.inbound(),
         host: host_tx,
         host_applied,
         save: save_tx,
@@ -98,30 +120,45 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     };
     let control_task = tokio::spawn(control_loop::run(control, wiring));
     let saver = tokio::spawn(control_loop::save_task(node.state_dir.clone(), save_rx));
-    let host_task =
-        io::host::task::run(sync, host_rx, host_applied_tx, events_tx.clone(), node.foreign_chains);
+    let host_task = io::host::task::run(sync, host_rx, host_applied_tx, events_tx.clone());
     let mut host_task = tokio::spawn(host_task);
-    let watcher = tokio::spawn(watch_addresses(ours, events_tx.clone()));
     let mut api = tokio::spawn(api);
-    let metrics = node
-        .metrics
-        .map(|address| tokio::spawn(io::metrics::serve(address, io::scrape::renderer(queries_tx, counters))));
+    let mut this = Node {
+        running,
+        networks,
+        credentials,
+        devices,
+        quic,
+        events: events_tx,
+        queries: queries_tx,
+        counters,
+        watcher: JoinSet::new(),
+        metrics: JoinSet::new(),
+    };
+    this.watch_addresses();
+    this.serve_metrics();
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         warn!(%error, "systemd is not told");
     }
 
-    tokio::select! {
-        () = stop => {}
-        () = mind_devices(&mut loops, &networks, &events_tx) => {}
+    let mut check = tokio::time::interval(CHECK_DEVICES);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            _ = check.tick() => this.mend_devices().await,
+            Some(()) = hangup.recv() => drop(this.reload().await),
+            Some(reply) = reloads.recv() => {
+                let _ = oneshot::Sender::send(reply, this.reload().await);
+            }
+        }
     }
+    let Node { running, mut devices, watcher, metrics, .. } = this;
     let _ = stop_loop.send(());
     if timeout(PATIENCE, control_task).await.is_err() {
         warn!("the control loop does not end: going on without its goodbye");
     }
-    watcher.abort();
-    if let Some(metrics) = metrics {
-        metrics.abort();
-    }
+    drop((watcher, metrics));
     let _ = api_stop.send(true);
     // somebody may hold a connection to it open
     if timeout(PATIENCE / 4, &mut api).await.is_err() {
@@ -137,15 +174,39 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
             HostSync::open(&node.state_dir).await.context("open the kernel's configuration")?
         }
     };
-    let block = node.on_stop == OnStop::Block;
+    let block = running.config.node.on_stop == OnStop::Block;
     let removed = timeout(PATIENCE * 2, sync.remove_all(block)).await;
-    loops.stop();
+    devices.stop();
     if timeout(PATIENCE / 2, saver).await.is_err() {
         warn!("the disk is too slow: the latest state is not saved");
     }
     removed.context("remove our kernel state: it takes too long")?.context("remove our kernel state")?;
     info!("stopped");
     Ok(())
+}
+
+impl Node {
+    async fn mend_devices(&mut self) {
+        for what in self.devices.mend() {
+            let _ = self.events.send(Event::Input(Input::Repaired(what))).await;
+        }
+    }
+
+    /// Starts to watch the host's addresses, on which our endpoints depend, in place of a former watch.
+    pub(crate) fn watch_addresses(&mut self) {
+        let ours = Ours { config: self.running.config.clone(), networks: self.networks.clone() };
+        self.watcher = JoinSet::new();
+        self.watcher.spawn(watch_addresses(ours, self.events.clone()));
+    }
+
+    /// Starts to serve metrics where they are wanted, in place of a former address.
+    pub(crate) fn serve_metrics(&mut self) {
+        self.metrics = JoinSet::new();
+        if let Some(address) = self.running.config.node.metrics {
+            let render = io::scrape::renderer(self.queries.clone(), self.counters.clone());
+            self.metrics.spawn(io::metrics::serve(address, render));
+        }
+    }
 }
 
 /// Holds this host's place for one node. Its kernel state has fixed names, so that a second node would first clean away
@@ -180,44 +241,6 @@ async fn only_node() -> anyhow::Result<Option<tokio::net::UnixListener>> {
     }
 }
 
-fn add_device(loops: &mut PacketLoops, network: &LocalNetwork) -> anyhow::Result<()> {
-    let tun = io::tun::Tun::create(&network.tun).with_context(|| format!("network {}", network.name))?;
-    info!(network = %network.name, tun = network.tun, offloads = ?tun.offloads(), "network");
-    loops.add_network(network.ix, Arc::new(tun))?;
-    Ok(())
-}
-
-/// Makes a device anew that somebody has deleted; its routes are put back by the host task, which hears of the new link.
-async fn mind_devices(loops: &mut PacketLoops, networks: &[LocalNetwork], events: &mpsc::Sender<Event>) {
-    let mut missing = BTreeSet::new();
-    let mut told = false;
-    loop {
-        tokio::time::sleep(CHECK_DEVICES).await;
-        for lost in loops.lost_networks() {
-            loops.remove_network(lost);
-            missing.insert(lost);
-        }
-        for network in networks {
-            if !missing.contains(&network.ix) {
-                continue;
-            }
-            match add_device(loops, network) {
-                Ok(()) => {
-                    missing.remove(&network.ix);
-                    told = false;
-                    let what = format!("TUN device {} had been removed", network.tun);
-                    let _ = events.send(Event::Input(Input::Repaired(what))).await;
-                }
-                Err(error) if !told => {
-                    told = true;
-                    error!(error = format!("{error:#}"), "a lost device cannot be made anew: trying on");
-                }
-                Err(_) => {}
-            }
-        }
-    }
-}
-
 /// What endpoints depend on.
 struct Ours {
     config: Config,
@@ -227,13 +250,13 @@ struct Ours {
 /// Tells `Control` when the host's addresses have changed.
 async fn watch_addresses(ours: Ours, events: mpsc::Sender<Event>) {
     let (changed_tx, mut changed) = mpsc::channel(1);
-    let watcher = tokio::spawn(io::host::watch::addresses(changed_tx));
+    let mut watcher = JoinSet::new();
+    watcher.spawn(io::host::watch::addresses(changed_tx));
     while changed.recv().await.is_some() {
         let Ok(host) = HostAddresses::read().await else { continue };
         let endpoints = prepare::endpoints(&ours.config, &ours.networks, &host);
         let input = Input::Endpoints(endpoints);
         if events.send(Event::Input(input)).await.is_err() {
-            watcher.abort();
             return;
         }
     }

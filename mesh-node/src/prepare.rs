@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use mesh_proto::Prefix;
 use mesh_proto::identity::{Identity, NodeKey, TrustRoots};
+use mesh_proto::limits::MAX_NETWORKS;
+use mesh_proto::{NetworkName, Prefix};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
+use crate::config::document::Document;
 use crate::config::{self, Config, ConfigError, EgressChoice, NetworkConfig};
 use crate::control::Trust;
 use crate::control::event::{LocalNetwork, LocalNode, Now};
@@ -22,15 +24,56 @@ use crate::io::quic::tls::Credentials;
 /// What a configuration comes to once certificates and interfaces have been looked at.
 pub struct Prepared {
     pub(crate) config: Config,
+    /// As it is in effect.
+    pub(crate) document: Document,
+    /// As it is written.
+    pub(crate) in_file: Document,
+    pub(crate) numbers: Numbers,
     pub(crate) local: LocalNode,
     pub(crate) trust: Trust,
     pub(crate) credentials: Credentials,
 }
 
+/// Numbers of the networks. Packets under way bear them, and so do routing tables: a network keeps its number as long as
+/// the node runs, also when it goes and comes back, and no other network gets it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Numbers(Vec<NetworkName>);
+
+impl Numbers {
+    fn of(&mut self, network: &NetworkName) -> Option<NetworkIx> {
+        let known = self.0.iter().position(|name| name == network);
+        let number = known.unwrap_or_else(|| {
+            self.0.push(network.clone());
+            self.0.len() - 1
+        });
+        (number < MAX_NETWORKS).then_some(NetworkIx(number as u8))
+    }
+}
+
+/// What a running node holds on to when its configuration is read anew.
+pub(crate) struct Running {
+    pub(crate) config: Config,
+    pub(crate) document: Document,
+    pub(crate) numbers: Numbers,
+    pub(crate) identity: Identity,
+}
+
 /// Reads and checks everything; changes nothing. Every error of the file at once.
 pub async fn prepare(path: &Path) -> anyhow::Result<Prepared> {
+    prepare_for(path, None).await
+}
+
+/// The same for a node that runs: what counts at the next start only is as it was.
+pub(crate) async fn prepare_for(path: &Path, running: Option<&Running>) -> anyhow::Result<Prepared> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let (config, mut errors) = Config::read(&text, path);
+    let (mut config, mut errors) = Config::read(&text, path);
+    let in_file = Document::new(&text);
+    let mut document = in_file.clone();
+    if let Some(running) = running {
+        config.node.keep(&running.config.node);
+        document = document.in_effect(&running.document);
+    }
+    let mut numbers = running.map(|running| running.numbers.clone()).unwrap_or_default();
     let now = io::now();
     let host = HostAddresses::read().await.context("read the host's addresses")?;
     let credentials = credentials(&config, now);
@@ -39,7 +82,7 @@ pub async fn prepare(path: &Path) -> anyhow::Result<Prepared> {
         let line = config::key_line(&text, table, &error);
         errors.0.push(ConfigError { path: path.to_owned(), line, text: error });
     };
-    let networks = look_at_networks(&config, &host, identity, &mut told);
+    let networks = look_at_networks(&config, &host, identity, &mut numbers, &mut told);
     look_at_egress(&config, &host, identity, &mut told);
     if !errors.0.is_empty() {
         errors.0.sort_by_key(|e| e.line);
@@ -47,6 +90,18 @@ pub async fn prepare(path: &Path) -> anyhow::Result<Prepared> {
         bail!("{errors}{rest}");
     }
     let (credentials, key, identity) = credentials?;
+    if let Some(Running { identity: own, .. }) = running
+        && (&own.node, &own.mesh) != (&identity.node, &identity.mesh)
+    {
+        bail!(
+            "{} names {} of mesh {}, this node is {} of mesh {}: restart it to change its name",
+            config.node.certificate.display(),
+            identity.node,
+            identity.mesh,
+            own.node,
+            own.mesh
+        );
+    }
     let local = LocalNode {
         endpoints: endpoints(&config, &networks, &host),
         generation: now.unix_ms,
@@ -57,11 +112,12 @@ pub async fn prepare(path: &Path) -> anyhow::Result<Prepared> {
         seeds: config.peers.iter().map(|p| (p.endpoint.clone(), p.name.clone())).collect(),
         uplinks: uplinks(&config, &host),
         mtu: config.node.mtu,
+        foreign_chains: config.node.foreign_chains,
         identity,
         networks,
     };
     let trust = Trust { chain: credentials.chain.clone(), key, roots: credentials.roots.clone() };
-    Ok(Prepared { config, local, trust, credentials })
+    Ok(Prepared { config, document, in_file, numbers, local, trust, credentials })
 }
 
 /// Interfaces and certificate against the networks of the file.
@@ -69,11 +125,17 @@ fn look_at_networks(
     config: &Config,
     host: &HostAddresses,
     identity: Option<&Identity>,
+    numbers: &mut Numbers,
     told: &mut impl FnMut(usize, String),
 ) -> Vec<LocalNetwork> {
     let mut networks: Vec<LocalNetwork> = Vec::new();
-    for (i, network) in config.networks.iter().enumerate() {
+    for network in &config.networks {
         let NetworkConfig { name, interface, line, .. } = network;
+        let Some(ix) = numbers.of(name) else {
+            let text = "has no number left: more than 64 networks since the node started; restart it";
+            told(*line, format!("name = {name}: {text}"));
+            continue;
+        };
         let Some(addresses) = host.of(interface) else {
             told(
                 *line,
@@ -108,7 +170,8 @@ fn look_at_networks(
             for other in &networks {
                 // two that are both written in the file were compared there
                 let written = |n: &NetworkConfig| !n.subnets.is_empty();
-                if written(network) && written(&config.networks[usize::from(other.ix.0)]) {
+                let theirs = config.networks.iter().find(|n| n.name == other.name);
+                if written(network) && theirs.is_some_and(written) {
                     continue;
                 }
                 if let Some((clash, _)) = other.maps.iter().find(|(s, _)| s.overlaps(subnet)) {
@@ -132,16 +195,17 @@ fn look_at_networks(
             }
         }
         networks.push(LocalNetwork {
-            ix: NetworkIx(i as u8),
+            ix,
             name: name.clone(),
             interface: interface.clone(),
-            tun: tun_name(i, name.as_str()),
+            tun: tun_name(ix, name.as_str()),
             maps: resolved.maps,
             gateways: resolved.subnets_with_gateway,
             announce: network.announce.clone(),
             egress: network.egress.clone(),
         });
     }
+    networks.sort_by_key(|network| network.ix.0);
     networks
 }
 
@@ -197,12 +261,12 @@ fn credentials(config: &Config, now: Now) -> anyhow::Result<(Credentials, NodeKe
 }
 
 /// A device name has at most 15 characters.
-fn tun_name(i: usize, network: &str) -> String {
+fn tun_name(ix: NetworkIx, network: &str) -> String {
     let name = format!("mesh-{network}");
     if name.len() <= 15 {
         return name;
     }
-    let mut name = format!("mesh{i}-{network}");
+    let mut name = format!("mesh{}-{network}", ix.0);
     name.truncate(15);
     name
 }

@@ -50,7 +50,7 @@ pub struct Tunnel {
     peer: PeerIx,
     /// By our `NetworkIx`: the peer's own number of the network.
     handles: Vec<Option<u8>>,
-    carrier: Box<dyn Carrier>,
+    carrier: Arc<dyn Carrier>,
     counters: Arc<PeerCounters>,
 }
 
@@ -59,10 +59,20 @@ impl Tunnel {
     pub fn new(
         peer: PeerIx,
         handles: Vec<Option<u8>>,
-        carrier: Box<dyn Carrier>,
+        carrier: Arc<dyn Carrier>,
         counters: Arc<PeerCounters>,
     ) -> Self {
         Self { peer, handles, carrier, counters }
+    }
+
+    /// The same way to the same peer, which has changed its numbers of the networks.
+    pub fn renumbered(&self, handles: Vec<Option<u8>>) -> Self {
+        Self { peer: self.peer, handles, carrier: self.carrier.clone(), counters: self.counters.clone() }
+    }
+
+    /// The peer's numbers of the networks, by our own.
+    pub fn handles(&self) -> &[Option<u8>] {
+        &self.handles
     }
 
     /// Sends what the batch holds, counts it, and leaves the batch empty. The drops are for the caller to count: the

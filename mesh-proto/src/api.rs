@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Prefix;
@@ -11,7 +12,7 @@ use crate::Prefix;
 pub const SCHEMA: u32 = 1;
 
 /// `GET /v1/status`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// `SCHEMA`.
     pub schema: u32,
@@ -36,7 +37,7 @@ pub struct Status {
 }
 
 /// `GET /v1/peers`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Peers {
     /// `SCHEMA`.
     pub schema: u32,
@@ -45,7 +46,7 @@ pub struct Peers {
 }
 
 /// A peer; `GET /v1/peers/NAME` wraps one in `PeerAnswer`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Peer {
     /// Its name; for an endpoint where no node is known, the endpoint; for a refused stranger, its address.
     pub name: String,
@@ -84,7 +85,7 @@ pub struct Peer {
 }
 
 /// `GET /v1/peers/NAME`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PeerAnswer {
     /// `SCHEMA`.
     pub schema: u32,
@@ -93,14 +94,14 @@ pub struct PeerAnswer {
 }
 
 /// `POST /v1/peers`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PeerAdd {
     /// `host:port`.
     pub endpoint: String,
 }
 
 /// An answer to a change.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Done {
     /// `SCHEMA`.
     pub schema: u32,
@@ -109,7 +110,7 @@ pub struct Done {
 }
 
 /// `GET /v1/networks`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Networks {
     /// `SCHEMA`.
     pub schema: u32,
@@ -118,7 +119,7 @@ pub struct Networks {
 }
 
 /// A network of this node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Network {
     /// Its name.
     pub name: String,
@@ -139,7 +140,7 @@ pub struct Network {
 }
 
 /// `GET /v1/routes`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Routes {
     /// `SCHEMA`.
     pub schema: u32,
@@ -148,7 +149,7 @@ pub struct Routes {
 }
 
 /// A prefix and its owner.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Route {
     /// The network.
     pub network: String,
@@ -167,7 +168,7 @@ pub struct Route {
 }
 
 /// `GET /v1/routes/get?address=A`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RouteGet {
     /// `SCHEMA`.
     pub schema: u32,
@@ -177,10 +178,25 @@ pub struct RouteGet {
     pub routes: Vec<Route>,
     /// Why there is none.
     pub reason: Option<String>,
+    /// Network by network, step by step, what led there or what stands against it.
+    pub checks: Vec<RouteCheck>,
+}
+
+/// A step from an announcement to a route.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RouteCheck {
+    /// The network.
+    pub network: String,
+    /// `announced`, `authorised`, `installed`, `kernel`.
+    pub step: String,
+    /// `yes` or `no`.
+    pub state: String,
+    /// By which record, certificate or rule; or what stops it, and the remedy.
+    pub text: String,
 }
 
 /// `GET /v1/egress`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EgressAnswer {
     /// `SCHEMA`.
     pub schema: u32,
@@ -189,7 +205,7 @@ pub struct EgressAnswer {
 }
 
 /// Who carries a destination.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Egress {
     /// The network.
     pub network: String,
@@ -206,7 +222,7 @@ pub struct Egress {
 }
 
 /// A candidate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Candidate {
     /// Who.
     pub node: String,
@@ -215,7 +231,7 @@ pub struct Candidate {
 }
 
 /// `POST /v1/trace`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TraceAsk {
     /// The network, where more than one would fit.
     pub network: Option<String>,
@@ -226,7 +242,7 @@ pub struct TraceAsk {
 }
 
 /// Its answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Trace {
     /// `SCHEMA`.
     pub schema: u32,
@@ -239,7 +255,7 @@ pub struct Trace {
 }
 
 /// A line of a packet's journey.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Hop {
     /// From 1.
     pub hop: usize,
@@ -253,8 +269,85 @@ pub struct Hop {
     pub action: String,
 }
 
+/// What `mesh-ctl ping` found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Ping {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// As asked: a peer's name, or an address.
+    pub target: String,
+    /// `answered`; `partly`: some were lost; `lost`; `too big`; `no route`.
+    pub state: String,
+    /// Why it is not `answered`.
+    pub reason: Option<String>,
+    /// The node that has the target.
+    pub node: Option<String>,
+    /// Where the node is, unless it is this one.
+    pub endpoint: Option<String>,
+    /// How packets travel there.
+    pub transport: Option<String>,
+    /// The network, of an address.
+    pub network: Option<String>,
+    /// Largest inner packet on the path.
+    pub path_mtu_bytes: Option<u32>,
+    /// Bytes of the inner packets sent.
+    pub size_bytes: u32,
+    /// Round trips in order; none for an echo that was lost.
+    pub rtts_seconds: Vec<Option<f64>>,
+    /// Largest inner packet that was answered, where sizes were tried.
+    pub largest_bytes: Option<u32>,
+}
+
+/// `POST /v1/ping`: one echo over a peer's tunnel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EchoAsk {
+    /// The peer's name.
+    pub peer: String,
+    /// Bytes of the inner packet that the echo stands for.
+    pub size: u32,
+}
+
+/// Its answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EchoAnswer {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// `answered`, `lost` or `too big`.
+    pub state: String,
+    /// Why it is not `answered`.
+    pub reason: Option<String>,
+    /// Round trip.
+    pub rtt_seconds: Option<f64>,
+}
+
+/// `POST /v1/reload`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Reload {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// `applied` (also when nothing differs), `needs restart` (for some of it), or `rejected`: nothing was applied.
+    pub state: String,
+    /// Why it is not `applied`: every error, a line each.
+    pub reason: Option<String>,
+    /// What differs from the configuration in effect.
+    pub changes: Vec<ReloadChange>,
+}
+
+/// A difference that a reload found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ReloadChange {
+    /// `SECTION: KEY`, or a whole section.
+    pub key: String,
+    /// Value in effect before, as TOML.
+    pub before: Option<String>,
+    /// Value in the file.
+    pub after: Option<String>,
+    /// `applied`, `needs restart` or `rejected`.
+    pub state: String,
+}
+
 /// Any refusal: `application/problem+json` (RFC 9457).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// HTTP status.
     pub status: u16,

@@ -10,6 +10,8 @@
 //!
 //! `network` is the *receiver's* number of the network, as its hello tells. Both bytes are authenticated with the
 //! packet. Whether the peer may use that network is for `mesh-node`'s `forward` to say, packet by packet.
+//!
+//! A frame without a packet measures the path: [`Echo`].
 
 use crate::limits::FRAME_HEADER;
 
@@ -54,9 +56,72 @@ impl FrameHeader {
     }
 }
 
+/// Asks the peer for an answer, or is one.
+const ECHO_REQUEST: u8 = 2;
+const ECHO_REPLY: u8 = 4;
+
+/// Measures round trip and size: a request comes back as a reply of the same size. After header and number it is padding.
+///
+/// ```text
+///  0        1        2                                     10
+/// +--------+--------+-------------------------------------+---------
+/// | 0      | 2 or 4 | number, big endian                  | padding
+/// +--------+--------+-------------------------------------+---------
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Echo {
+    /// Whether it answers.
+    pub reply: bool,
+    /// Chosen by who asks.
+    pub number: u64,
+}
+
+impl Echo {
+    /// Smallest frame that holds one.
+    pub const LEN: usize = FRAME_HEADER + size_of::<u64>();
+
+    /// The frame, at least `Echo::LEN` long.
+    pub fn encode(self, len: usize) -> Vec<u8> {
+        let mut frame = vec![0; len.max(Self::LEN)];
+        frame[1] = if self.reply { ECHO_REPLY } else { ECHO_REQUEST };
+        frame[FRAME_HEADER..Self::LEN].copy_from_slice(&self.number.to_be_bytes());
+        frame
+    }
+
+    /// `None`: not an echo, but a packet or nonsense.
+    pub fn decode(frame: &[u8]) -> Option<Self> {
+        let reply = match frame {
+            [0, ECHO_REQUEST, ..] => false,
+            [0, ECHO_REPLY, ..] => true,
+            _ => return None,
+        };
+        let (number, _padding) = frame[FRAME_HEADER..].split_first_chunk()?;
+        Some(Self { reply, number: u64::from_be_bytes(*number) })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_echo_is_no_packet_and_a_packet_no_echo() {
+        for reply in [false, true] {
+            let echo = Echo { reply, number: 0x0102_0304_0506_0708 };
+            for len in [0, Echo::LEN, 1400] {
+                let frame = echo.encode(len);
+                assert_eq!((frame.len(), Echo::decode(&frame)), (len.max(Echo::LEN), Some(echo)));
+                assert!(FrameHeader::decode(&frame).is_err());
+            }
+        }
+        assert_eq!(Echo { reply: false, number: 1 }.encode(0), [0, 2, 0, 0, 0, 0, 0, 0, 0, 1]);
+        let mut packet = FrameHeader { network: 0, checksum_partial: true }.encode().to_vec();
+        packet.extend_from_slice(&[0; 20]);
+        assert_eq!(Echo::decode(&packet), None);
+        for short in 0..Echo::LEN {
+            assert_eq!(Echo::decode(&Echo { reply: true, number: 1 }.encode(0)[..short]), None);
+        }
+    }
 
     #[test]
     fn a_header_comes_back_as_it_was_sent() {

@@ -88,6 +88,8 @@ pub enum Message {
     TraceRequest(TraceRequest),
     /// See there.
     TraceReply(TraceReply),
+    /// The sender's networks have changed: in place of those of its hello.
+    Networks(Vec<NetworkHandle>),
 }
 
 impl Message {
@@ -98,6 +100,7 @@ impl Message {
             Self::Records(m) => (2, codec::encode(m)),
             Self::TraceRequest(m) => (3, codec::encode(m)),
             Self::TraceReply(m) => (4, codec::encode(m)),
+            Self::Networks(m) => (5, codec::encode(m)),
         };
         let mut bytes = Vec::with_capacity(HEADER + body.len());
         bytes.extend_from_slice(&Header { kind, len: body.len() }.encode());
@@ -112,6 +115,7 @@ impl Message {
             2 => Self::Records(codec::decode(body)?),
             3 => Self::TraceRequest(codec::decode(body)?),
             4 => Self::TraceReply(codec::decode(body)?),
+            5 => Self::Networks(codec::decode(body)?),
             _ => return Ok(None),
         }))
     }
@@ -240,7 +244,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_bytes_panic(kind in 0u8..6, body in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
+        fn no_bytes_panic(kind in 0u8..8, body in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
             let _ = Message::decode(kind, &body);
         }
     }

@@ -144,6 +144,14 @@ pub struct TrustRoots {
     anchors: Vec<TrustAnchor<'static>>,
 }
 
+impl PartialEq for TrustRoots {
+    fn eq(&self, other: &Self) -> bool {
+        self.certificates == other.certificates
+    }
+}
+
+impl Eq for TrustRoots {}
+
 impl TrustRoots {
     /// From a file of one or more CA certificates.
     pub fn from_pem(pem: &[u8]) -> Result<Self, IdentityError> {

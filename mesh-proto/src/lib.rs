@@ -13,6 +13,7 @@ pub mod ip;
 pub mod limits;
 pub mod prefix;
 pub mod record;
+pub mod suggest;
 
 pub use id::{MeshId, NetworkName, NodeId};
 pub use prefix::Prefix;

@@ -159,6 +159,20 @@ impl serde::Serialize for Prefix {
     }
 }
 
+impl schemars::JsonSchema for Prefix {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Prefix".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "An IPv4 or IPv6 prefix, such as 10.77.1.0/24 or fd77:1::/64.",
+            "type": "string",
+            "pattern": "^[0-9a-f.:]+/[0-9]{1,3}$",
+        })
+    }
+}
+
 impl<'de> serde::Deserialize<'de> for Prefix {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let text = String::deserialize(d)?;

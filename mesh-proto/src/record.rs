@@ -107,6 +107,8 @@ pub enum RecordError {
         prefix: Prefix,
         /// Where.
         network: NetworkName,
+        /// With all its claims.
+        record: Box<Record>,
     },
     /// Offers egress without the right.
     #[error("{node} offers egress for network {network}, which its certificate does not allow")]
@@ -115,6 +117,8 @@ pub enum RecordError {
         node: NodeId,
         /// Where.
         network: NetworkName,
+        /// With all its claims.
+        record: Box<Record>,
     },
 }
 
@@ -148,6 +152,13 @@ impl SignedRecord {
 }
 
 impl Record {
+    /// Every prefix it claims, with its network.
+    pub fn claims(&self) -> impl Iterator<Item = (&NetworkName, &Prefix)> {
+        self.networks
+            .iter()
+            .flat_map(|n| n.prefixes.iter().chain(&n.announced).map(move |prefix| (&n.name, prefix)))
+    }
+
     fn check_grants(&self, identity: &Identity) -> Result<(), RecordError> {
         if self.networks.len() > MAX_NETWORKS {
             return Err(RecordError::TooLong(self.networks.len()));
@@ -159,10 +170,15 @@ impl Record {
                     node: self.node.clone(),
                     prefix: *prefix,
                     network: network.name.clone(),
+                    record: Box::new(self.clone()),
                 });
             }
             if network.egress.is_some() && !identity.grants.egress {
-                return Err(RecordError::Egress { node: self.node.clone(), network: network.name.clone() });
+                return Err(RecordError::Egress {
+                    node: self.node.clone(),
+                    network: network.name.clone(),
+                    record: Box::new(self.clone()),
+                });
             }
         }
         Ok(())

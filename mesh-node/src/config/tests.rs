@@ -16,6 +16,18 @@ fn the_deployed_example_parses() {
 }
 
 #[test]
+fn endpoints_are_host_and_port() {
+    for good in ["198.51.100.1:4650", "[2001:db8::1]:4650", "[fe80::1%2]:4650", "ph1.example.net:4650"] {
+        assert_eq!(endpoint(good), Ok(good));
+    }
+    for bad in
+        ["", "ph1", "ph1:", "ph1:0", "2001:db8::1:4650", "a b:1", "ph1:70000", "[x]:1", "[fe80::1%2]:0"]
+    {
+        assert!(endpoint(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn each_bad_file_names_its_line_and_what_is_wrong() {
     for (text, line, words) in [
         ("[node]\nlisen = \"x\"", 2, "did you mean listen?"),

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use mesh_proto::Prefix;
+use mesh_proto::{Prefix, suggest};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{AnnounceConfig, Config, ConfigError, parsed};
+use super::{AnnounceConfig, Config, ConfigError, parsed, reference};
 
 /// One table of the file.
 pub(super) struct Section<'a> {
@@ -61,19 +61,18 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Refuses every key that is not known.
-    pub(super) fn keys(&mut self, s: &Section<'_>, known: &[&str], later: &[&str]) {
+    /// Refuses every key that the reference does not have for this table; `later` are those of versions to come.
+    pub(super) fn keys(&mut self, s: &Section<'_>, table: &str, later: &[&str]) {
+        self.only(s, &reference::names(table), later);
+    }
+
+    fn only(&mut self, s: &Section<'_>, known: &[&str], later: &[&str]) {
         for (key, value) in s.table.iter() {
             let name: &str = key.get_ref();
             if later.contains(&name) {
                 self.bad(name, value, "not supported by this version; remove it");
             } else if !known.contains(&name) {
-                let near = known
-                    .iter()
-                    .map(|k| (distance(k, name), *k))
-                    .min()
-                    .filter(|(d, _)| *d <= (name.chars().count() / 3).max(1));
-                let hint = near.map_or("remove it".to_owned(), |(_, k)| format!("did you mean {k}?"));
+                let hint = suggest::or_else(name, known.iter().copied(), "remove it");
                 self.bad(name, value, &format!("unknown key; {hint}"));
             }
         }
@@ -162,7 +161,7 @@ impl<'a> Walk<'a> {
             return Some(AnnounceConfig { prefix, via: None, internet_own: true });
         };
         let s = Section { table, line: self.line(v.span().start) };
-        self.keys(&s, &["prefix", "via", "internet"], &[]);
+        self.keys(&s, "announce", &[]);
         self.need(&s, "prefix");
         let prefix: Option<Prefix> = self.one(&s, "prefix", parsed);
         let via: Option<IpAddr> = self.one(&s, "via", parsed);
@@ -207,7 +206,7 @@ impl<'a> Walk<'a> {
             self.error(line, format!("{}; correct the syntax", e.message()));
         }
         let root = Section { table: root.get_ref(), line: 1 };
-        self.keys(&root, &["node", "peer", "network", "egress"], &["issuer"]);
+        self.only(&root, &["node", "peer", "network", "egress"], &["issuer"]);
         let empty = DeTable::new();
         let table = match root.table.get("node") {
             None => &empty,
@@ -222,19 +221,4 @@ impl<'a> Walk<'a> {
         let egress = self.tables(&root, "egress", super::egress);
         Config { path: path.to_owned(), node, peers, networks, egress }
     }
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut corner = i;
-        row[0] = i + 1;
-        for (j, y) in b.chars().enumerate() {
-            let next = (corner + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            corner = row[j + 1];
-            row[j + 1] = next;
-        }
-    }
-    row[b.chars().count()]
 }

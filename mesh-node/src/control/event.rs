@@ -9,8 +9,9 @@ use mesh_proto::identity::Identity;
 use mesh_proto::record::SignedRecord;
 use mesh_proto::{NetworkName, NodeId, Prefix};
 
+use super::Trust;
 use super::host::HostState;
-use crate::config::{AnnounceConfig, EgressChoice, EgressConfig};
+use crate::config::{AnnounceConfig, EgressChoice, EgressConfig, ForeignChains};
 use crate::forward::fib::{Expose, NetworkIx, NetworkSpec, PeerIx};
 
 /// A moment, by both clocks: timers run on `mono`, records and certificates on `unix_ms`.
@@ -90,6 +91,8 @@ pub struct LocalNode {
     pub uplinks: Vec<String>,
     /// Limit of inner packets, if configured.
     pub mtu: Option<u32>,
+    /// What to do about others' chains that drop our traffic.
+    pub foreign_chains: ForeignChains,
 }
 
 /// State kept on disk.
@@ -101,6 +104,15 @@ pub struct Saved {
     pub removed: Vec<NodeId>,
     /// Records, own included.
     pub records: Vec<SignedRecord>,
+}
+
+/// What a reload puts in place of what was.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// Of the node; its generation and name do not change.
+    pub local: LocalNode,
+    /// Certificate, key and CAs, read anew.
+    pub trust: Trust,
 }
 
 /// What happens to `Control`.
@@ -191,6 +203,8 @@ pub enum Input {
         /// As the VM sees it.
         destination: IpAddr,
     },
+    /// The configuration was read anew: accepted, or rejected and without effect.
+    Reload(Result<Box<Reloaded>, ()>),
     /// The node stops: say goodbye.
     Leave,
 }
@@ -245,6 +259,8 @@ pub enum Output {
         /// What.
         message: Message,
     },
+    /// What new connections say first.
+    Hello(Hello),
     /// Put on disk.
     Save(Saved),
     /// The answer to `Input::Trace`.

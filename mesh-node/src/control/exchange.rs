@@ -2,12 +2,13 @@
 
 use mesh_proto::NodeId;
 use mesh_proto::hello::{CloseCode, Message};
-use mesh_proto::limits::{MAX_MESSAGE, MAX_RECORDS, MAX_RECORDS_PER_MESSAGE};
-use mesh_proto::record::{NetworkRecord, Record, SignedRecord, VerifiedRecord};
+use mesh_proto::limits::{MAX_MESSAGE, MAX_NETWORKS, MAX_RECORDS, MAX_RECORDS_PER_MESSAGE};
+use mesh_proto::record::{NetworkRecord, Record, RecordError, SignedRecord, VerifiedRecord};
 use rustls_pki_types::UnixTime;
 use tracing::{debug, error, warn};
 
 use super::event::{ConnId, LocalNode, Now, Output};
+use super::members::RefusedRecord;
 use super::{Control, Trust, rib};
 
 /// At most what a length takes on the wire.
@@ -26,6 +27,14 @@ impl Control {
                 self.outputs.push_back(Output::Send { conn, message: Message::TraceReply(reply) });
             }
             Message::TraceReply(reply) => self.traced(conn, reply),
+            Message::Networks(networks) if networks.len() > MAX_NETWORKS => {
+                self.breach(conn, format!("{} networks are more than {MAX_NETWORKS}", networks.len()), now);
+            }
+            Message::Networks(networks) => {
+                if let Some(tunnel) = self.tunnel_mut(conn) {
+                    tunnel.hello.networks = networks;
+                }
+            }
         }
     }
 
@@ -51,8 +60,12 @@ impl Control {
                         warn!(from, %error, suppressed, "a record is refused");
                     }
                     let of_sender = match &error {
-                        mesh_proto::record::RecordError::Prefix { node, .. }
-                        | mesh_proto::record::RecordError::Egress { node, .. } => {
+                        RecordError::Prefix { node, record, .. }
+                        | RecordError::Egress { node, record, .. } => {
+                            let claims = record.claims().map(|(network, prefix)| (network.clone(), *prefix));
+                            let refused =
+                                RefusedRecord { error: error.to_string(), claims: claims.collect() };
+                            self.members.refused_record(node.clone(), refused);
                             Some(node) == sender.as_ref()
                         }
                         _ => false,
@@ -112,6 +125,7 @@ impl Control {
             }
             news.push(verified.signed.clone());
             peer.record = Some(verified);
+            self.members.refused_records.remove(&node);
         }
         if news.is_empty() {
             return;
@@ -172,7 +186,7 @@ pub(super) fn sign_own(
     last: u64,
     leaving: bool,
     now: Now,
-) -> Result<VerifiedRecord, mesh_proto::record::RecordError> {
+) -> Result<VerifiedRecord, RecordError> {
     let networks = local.networks.iter().map(|n| NetworkRecord {
         name: n.name.clone(),
         prefixes: n.maps.iter().map(|(_, prefix)| *prefix).collect(),

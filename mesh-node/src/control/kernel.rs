@@ -45,6 +45,7 @@ pub fn host_state(
         networks: local.networks.iter().map(network).collect(),
         uplinks: local.uplinks.clone(),
         connected: local.links.clone(),
+        foreign_chains: local.foreign_chains,
     }
 }
 

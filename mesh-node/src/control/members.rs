@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use mesh_proto::NodeId;
 use mesh_proto::hello::Hello;
 use mesh_proto::identity::Identity;
 use mesh_proto::record::VerifiedRecord;
+use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use super::event::{ConnId, Reason};
 use super::sessions::{Claim, Dialer};
@@ -15,6 +15,9 @@ use crate::forward::fib::PeerIx;
 
 /// Up to this many known nodes every node holds a tunnel to every other; beyond, only where traffic wants one.
 pub const FULL_MESH: usize = 64;
+
+/// Nodes whose refused record is remembered for `mesh-ctl route get`.
+const MAX_REFUSED_RECORDS: usize = 64;
 
 /// Refused strangers remembered for `mesh-ctl peers`.
 const MAX_STRANGERS: usize = 64;
@@ -98,6 +101,15 @@ pub struct Stranger {
     pub unix_ms: u64,
 }
 
+/// A record that was not accepted, to explain what is missing.
+#[derive(Debug)]
+pub struct RefusedRecord {
+    /// Why.
+    pub error: String,
+    /// What it claims.
+    pub claims: Vec<(NetworkName, Prefix)>,
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Members {
@@ -109,6 +121,8 @@ pub struct Members {
     pub removed: BTreeSet<NodeId>,
     /// Who is behind a connection.
     pub conns: BTreeMap<ConnId, NodeId>,
+    /// The last one of each node, until a good one arrives.
+    pub refused_records: BTreeMap<NodeId, RefusedRecord>,
     /// By address: refused, unknown.
     pub strangers: BTreeMap<SocketAddr, Stranger>,
     /// Names by `PeerIx`; only grows.
@@ -199,6 +213,13 @@ impl Members {
         !peer.left
             && !self.removed.contains(node)
             && (configured || peer.wanted || self.peers.len() <= FULL_MESH)
+    }
+
+    /// Remembers a record that was refused; of a bounded number of nodes.
+    pub fn refused_record(&mut self, node: NodeId, refused: RefusedRecord) {
+        if self.refused_records.len() < MAX_REFUSED_RECORDS || self.refused_records.contains_key(&node) {
+            self.refused_records.insert(node, refused);
+        }
     }
 
     /// Remembers a refused stranger, the oldest forgotten first.

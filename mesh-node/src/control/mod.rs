@@ -12,7 +12,7 @@ use mesh_proto::hello::{CloseCode, Hello, NetworkHandle};
 use mesh_proto::identity::{NodeKey, TrustRoots};
 use mesh_proto::limits::PROTOCOL_VERSION;
 use mesh_proto::record::VerifiedRecord;
-use mesh_proto::{NetworkName, NodeId, Prefix};
+use mesh_proto::{NetworkName, NodeId, Prefix, suggest};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rustls_pki_types::CertificateDer;
@@ -35,7 +35,9 @@ pub mod kernel;
 pub mod limiter;
 pub mod members;
 mod publish;
+mod reload;
 pub mod rib;
+mod route_get;
 pub mod sessions;
 pub mod status;
 pub mod trace;
@@ -102,6 +104,8 @@ pub struct Counts {
     pub egress_failovers: BTreeMap<NetworkName, u64>,
     /// Records refused.
     pub records_refused: u64,
+    /// The last reload was rejected.
+    pub reload_failed: bool,
 }
 
 /// Lines that a peer can trigger.
@@ -129,6 +133,8 @@ pub struct Control {
     limits: Limits,
     /// Records of our own name that were newer than ours: one may be from our past, more are another node's.
     own_name_elsewhere: u32,
+    /// The networks' numbers have changed since the start: a hello may be older than that.
+    renumbered: bool,
     traces: trace::Traces,
     outputs: VecDeque<Output>,
 }
@@ -179,6 +185,7 @@ impl Control {
             counts: Counts::default(),
             limits: Limits::default(),
             own_name_elsewhere: 0,
+            renumbered: false,
             traces: trace::Traces::default(),
             outputs: VecDeque::new(),
         };
@@ -238,6 +245,11 @@ impl Control {
                     self.announce(false, now);
                 }
             }
+            Input::Reload(Ok(new)) => {
+                self.counts.reload_failed = false;
+                self.reload(new.local, new.trust, now);
+            }
+            Input::Reload(Err(())) => self.counts.reload_failed = true,
             Input::HostSynced(repaired) => {
                 self.host.error = None;
                 repaired.into_iter().for_each(|what| self.repaired(what));
@@ -345,6 +357,11 @@ impl Control {
         &self.counts
     }
 
+    /// The connection of a peer's tunnel.
+    pub fn connection(&self, peer: &NodeId) -> Option<event::ConnId> {
+        Some(self.members.peers.get(peer)?.tunnel.as_ref()?.conn)
+    }
+
     /// Adds a peer at run time.
     pub fn peer_add(&mut self, endpoint: &str, now: Now) {
         let dialer = Dialer::new(now.mono);
@@ -369,7 +386,10 @@ impl Control {
         }
         let known = node.as_ref().is_some_and(|n| self.members.peers.contains_key(n));
         if !known && !self.members.seeds.iter().any(is_it) {
-            return Err(format!("no peer {peer}: `mesh-ctl peers` lists them"));
+            let names = self.members.peers.keys().map(NodeId::as_str);
+            let names = names.chain(self.members.seeds.keys().map(String::as_str));
+            let hint = suggest::or_else(peer, names, "`mesh-ctl peers` lists them");
+            return Err(format!("no peer {peer}: {hint}"));
         }
         let gone: Vec<String> =
             self.members.seeds.iter().filter(|s| is_it(*s)).map(|(endpoint, _)| endpoint.clone()).collect();

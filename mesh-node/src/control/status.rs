@@ -1,7 +1,6 @@
 //! Read-only answers for the API and the metrics: what `Control` knows, in the operator's words.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use mesh_proto::api;
@@ -53,7 +52,7 @@ pub trait Live {
     }
 }
 
-fn moment(unix_ms: u64) -> String {
+pub(super) fn moment(unix_ms: u64) -> String {
     rfc3339((unix_ms / 1000) as i64)
 }
 
@@ -301,7 +300,7 @@ impl Control {
         api::Routes { schema: api::SCHEMA, routes: self.all_routes() }
     }
 
-    fn all_routes(&self) -> Vec<api::Route> {
+    pub(super) fn all_routes(&self) -> Vec<api::Route> {
         let mut all = Vec::new();
         for network in &self.local.networks {
             let kernel = self.published.2.networks.iter().find(|n| n.slot == network.ix.0);
@@ -330,26 +329,6 @@ impl Control {
             }
         }
         all
-    }
-
-    /// The longest match of an address in each network.
-    pub fn route_get(&self, address: IpAddr) -> api::RouteGet {
-        let mut best: Vec<api::Route> = Vec::new();
-        for route in self.all_routes().into_iter().filter(|r| r.prefix.contains(address)) {
-            match best.iter_mut().find(|b| b.network == route.network) {
-                Some(known) if known.prefix.len() >= route.prefix.len() => {}
-                Some(known) => *known = route,
-                None => best.push(route),
-            }
-        }
-        let reason = best.is_empty().then(|| {
-            let local = self.local.networks.iter().find(|n| n.maps.iter().any(|(s, _)| s.contains(address)));
-            match local {
-                Some(n) => format!("{address} is a local address of network {}: VMs of other nodes reach it by its mesh address", n.name),
-                None => format!("nobody announces {address}: it leaves by egress (`mesh-ctl egress`)"),
-            }
-        });
-        api::RouteGet { schema: api::SCHEMA, address, routes: best, reason }
     }
 
     /// Elected egress nodes.

@@ -18,6 +18,8 @@ use crate::config::{EgressChoice, EgressConfig};
 use crate::forward::fib::{Egress, Expose, NetworkIx};
 
 mod gauges;
+mod reload;
+mod route_get;
 
 const START_UNIX: u64 = 1_800_000_000_000;
 
@@ -35,6 +37,8 @@ struct World {
     cut: Vec<String>,
     /// Dials made, by node.
     dials: BTreeMap<String, usize>,
+    /// What handshakes under way say, where not what the node would say.
+    hellos: BTreeMap<String, Hello>,
 }
 
 struct Running {
@@ -64,6 +68,7 @@ impl World {
             next_conn: 1,
             cut: Vec::new(),
             dials: BTreeMap::new(),
+            hellos: BTreeMap::new(),
         }
     }
 
@@ -125,6 +130,7 @@ impl World {
             seeds: seeds.iter().map(|s| (endpoint(*s), None)).collect(),
             uplinks: vec!["eth0".into()],
             mtu: None,
+            foreign_chains: Default::default(),
         };
         let trust = Trust { chain, key, roots: self.roots.clone() };
         let saved = self.saved.get(&name).cloned().unwrap_or_default();
@@ -196,7 +202,7 @@ impl World {
             }
             Output::Dial { target, endpoint: at, expect } => self.dial(node, target, at, expect),
             // dials of this world end at once
-            Output::Traced { .. } | Output::CancelDial(_) => {}
+            Output::Traced { .. } | Output::CancelDial(_) | Output::Hello(_) => {}
         }
     }
 
@@ -222,8 +228,11 @@ impl World {
         self.next_conn += 2;
         self.links.insert((node.into(), a), (other.clone(), b));
         self.links.insert((other.clone(), b), (node.into(), a));
-        let said =
-            |w: &Self, n: &str| (w.nodes[n].control.hello(), w.nodes[n].control.local.identity.clone());
+        let said = |w: &Self, n: &str| {
+            let control = &w.nodes[n].control;
+            let hello = w.hellos.get(n).cloned().unwrap_or_else(|| control.hello());
+            (hello, control.local.identity.clone())
+        };
         let (my_hello, my_identity) = said(self, node);
         let (hello, identity) = said(self, &other);
         let from: SocketAddr = self.nodes[node].control.local.endpoints[0];

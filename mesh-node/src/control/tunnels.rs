@@ -27,6 +27,8 @@ impl Control {
         let node = identity.node.clone();
         if let Some(Target::Seed(seed)) = &dialed
             && let Some(seed) = self.members.seeds.get_mut(seed)
+            // a name may have been written into the file meanwhile
+            && (!seed.pinned || seed.node.as_ref() == Some(&node))
         {
             seed.node = Some(node.clone());
             seed.reason = None;
@@ -73,6 +75,9 @@ impl Control {
         if let Some(old) = superseded {
             self.members.conns.remove(&old);
             self.close(old, CloseCode::Superseded, "another connection is kept".into());
+        }
+        if self.renumbered {
+            self.send_networks(conn);
         }
         let known = self.members.peers.values().filter_map(|p| p.record.as_ref());
         let all: Vec<SignedRecord> =

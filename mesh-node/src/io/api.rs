@@ -14,20 +14,30 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
-use mesh_proto::api::{Done, Hop, PeerAdd, PeerAnswer, Problem, SCHEMA, Trace, TraceAsk};
+use mesh_proto::NodeId;
+use mesh_proto::api::{
+    Done, EchoAnswer, EchoAsk, Hop, PeerAdd, PeerAnswer, Problem, Reload, SCHEMA, Trace, TraceAsk,
+};
+use mesh_proto::suggest;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::query::{Query, View};
+use super::quic::echo::Unanswered;
+use crate::config;
 use crate::control::Control;
 
 /// Longest time for the other nodes of a trace to answer.
 const TRACE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 
+/// Asks for a reload; answered with its report.
+pub type ReloadRequest = oneshot::Sender<Reload>;
+
 #[derive(Clone)]
 struct Server {
     queries: mpsc::Sender<Query>,
+    reloads: mpsc::Sender<ReloadRequest>,
 }
 
 #[derive(Clone, Copy)]
@@ -81,12 +91,17 @@ async fn peer(State(server): State<Server>, Path(name): Path<String>) -> Respons
     let wanted = name.clone();
     let found = server
         .ask(move |control, view| {
-            control.peers(view.now, view.live).peers.into_iter().find(|p| p.name == wanted)
+            let mut peers = control.peers(view.now, view.live).peers;
+            let found = peers.iter().position(|p| p.name == wanted).map(|i| peers.swap_remove(i));
+            found.ok_or_else(|| {
+                let names = peers.iter().map(|p| p.name.as_str());
+                suggest::or_else(&wanted, names, "`mesh-ctl peers` lists them")
+            })
         })
         .await;
     match found {
-        Some(Some(peer)) => Json(PeerAnswer { schema: SCHEMA, peer }).into_response(),
-        Some(None) => problem(StatusCode::NOT_FOUND, format!("no peer {name}: `mesh-ctl peers` lists them")),
+        Some(Ok(peer)) => Json(PeerAnswer { schema: SCHEMA, peer }).into_response(),
+        Some(Err(hint)) => problem(StatusCode::NOT_FOUND, format!("no peer {name}: {hint}")),
         None => stopping(),
     }
 }
@@ -99,10 +114,8 @@ async fn peer_add(
     if let Some(refusal) = refused(caller) {
         return refusal;
     }
-    if !is_endpoint(&add.endpoint) {
-        let text =
-            format!("{:?} is not an endpoint: write it as 198.51.100.12:4650 or name:4650", add.endpoint);
-        return problem(StatusCode::BAD_REQUEST, text);
+    if let Err(what) = config::endpoint(&add.endpoint) {
+        return problem(StatusCode::BAD_REQUEST, format!("{:?} {what}", add.endpoint));
     }
     let endpoint = add.endpoint.clone();
     server
@@ -111,20 +124,6 @@ async fn peer_add(
             Done { schema: SCHEMA, done: format!("peer {endpoint} added") }
         })
         .await
-}
-
-/// `host:port`, IPv6 hosts in brackets.
-fn is_endpoint(text: &str) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else { return false };
-    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
-    let host_ok = match bracketed {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty()
-                && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_')
-        }
-    };
-    host_ok && port.parse::<u16>().is_ok_and(|p| p > 0)
 }
 
 async fn peer_remove(
@@ -141,6 +140,43 @@ async fn peer_remove(
         Some(Err(refusal)) => problem(StatusCode::CONFLICT, refusal),
         None => stopping(),
     }
+}
+
+async fn ping(State(server): State<Server>, Json(ask): Json<EchoAsk>) -> Response {
+    let peer: NodeId = match ask.peer.parse() {
+        Ok(peer) => peer,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, format!("peer {error}")),
+    };
+    let (reply, answer) = oneshot::channel();
+    let size = (ask.size as usize).min(usize::from(u16::MAX));
+    if server.queries.send(Query::Ping { peer, size, reply }).await.is_err() {
+        return stopping();
+    }
+    let Ok(answer) = answer.await else { return stopping() };
+    let (state, reason) = match answer {
+        Ok(_) => ("answered", None),
+        Err(Unanswered::Lost) => ("lost", Some("no answer within a second".to_owned())),
+        Err(Unanswered::TooBig) => {
+            ("too big", Some(format!("the tunnel carries no packet of {} bytes at present", ask.size)))
+        }
+        Err(Unanswered::Gone) => {
+            let text = format!("no tunnel to {0}: `mesh-ctl peer show {0}` says why", ask.peer);
+            return problem(StatusCode::UNPROCESSABLE_ENTITY, text);
+        }
+    };
+    let rtt_seconds = answer.ok().map(|rtt| rtt.as_secs_f64());
+    Json(EchoAnswer { schema: SCHEMA, state: state.to_owned(), reason, rtt_seconds }).into_response()
+}
+
+async fn reload(State(server): State<Server>, ConnectInfo(caller): ConnectInfo<Caller>) -> Response {
+    if let Some(refusal) = refused(caller) {
+        return refusal;
+    }
+    let (reply, report) = oneshot::channel();
+    if server.reloads.send(reply).await.is_err() {
+        return stopping();
+    }
+    report.await.map_or_else(|_| stopping(), |report| Json(report).into_response())
 }
 
 #[derive(Deserialize)]
@@ -200,6 +236,8 @@ fn router(server: Server) -> Router {
         .route("/v1/routes/get", get(route_get))
         .route("/v1/egress", get(|State(s): State<Server>| async move { s.json(|c, _| c.egress()).await }))
         .route("/v1/trace", post(trace))
+        .route("/v1/reload", post(reload))
+        .route("/v1/ping", post(ping))
         .fallback(|| async {
             problem(StatusCode::NOT_FOUND, "this node has no such resource: is it of another version?")
         })
@@ -210,6 +248,7 @@ fn router(server: Server) -> Router {
 pub fn serve(
     path: &FsPath,
     queries: mpsc::Sender<Query>,
+    reloads: mpsc::Sender<ReloadRequest>,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
     if let Some(dir) = path.parent() {
@@ -222,7 +261,7 @@ pub fn serve(
         std::os::unix::fs::chown(path, None, Some(gid))?;
     }
     let path = Arc::<FsPath>::from(path);
-    let service = router(Server { queries }).into_make_service_with_connect_info::<Caller>();
+    let service = router(Server { queries, reloads }).into_make_service_with_connect_info::<Caller>();
     Ok(async move {
         let server = axum::serve(listener, service).with_graceful_shutdown(async move {
             let _ = stop.changed().await;
@@ -259,19 +298,4 @@ fn group(name: &str) -> Option<u32> {
         let mut fields = line.split(':');
         (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_endpoint;
-
-    #[test]
-    fn endpoints_are_host_and_port() {
-        for good in ["198.51.100.1:4650", "[2001:db8::1]:4650", "ph1.example.net:4650"] {
-            assert!(is_endpoint(good), "{good}");
-        }
-        for bad in ["", "ph1", "ph1:", "ph1:0", "2001:db8::1:4650", "a b:1", "ph1:70000", "[x]:1"] {
-            assert!(!is_endpoint(bad), "{bad}");
-        }
-    }
 }

@@ -99,8 +99,7 @@ pub fn input(control: &Control, view: &View<'_>, counters: &Counters, kernel: &K
         count: handshakes.count,
     };
     MetricsInput {
-        // the node runs with what was accepted; it is not read again while it runs
-        reload_successful: true,
+        reload_successful: !control.counts().reload_failed,
         handshakes,
         probes: Vec::new(),
         version: env!("CARGO_PKG_VERSION").into(),

@@ -50,8 +50,13 @@ impl Grants {
 
     /// Whether `prefix` may be announced in `network`.
     pub fn allows(&self, network: &NetworkName, prefix: &Prefix) -> bool {
+        self.granting(network, prefix).is_some()
+    }
+
+    /// By what `prefix` may be announced in `network`.
+    pub fn granting(&self, network: &NetworkName, prefix: &Prefix) -> Option<&PrefixGrant> {
         let grants = self.networks.get(network).map_or(&[][..], Vec::as_slice);
-        grants.iter().any(|g| g.prefix.covers(prefix) && prefix.len() <= g.le)
+        grants.iter().find(|g| g.prefix.covers(prefix) && prefix.len() <= g.le)
     }
 
     /// As the extension's text.

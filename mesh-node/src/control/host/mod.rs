@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use mesh_proto::{NetworkName, Prefix};
 
+use crate::config::ForeignChains;
+
 pub mod foreign;
 pub mod routes;
 pub mod rules;
@@ -40,6 +42,8 @@ pub struct HostState {
     /// Connected networks of the host by device, segments excepted. `out = "local"` leaves them alone; an announced
     /// address inside an uplink's one is answered for there.
     pub connected: Vec<(String, Prefix)>,
+    /// What to do about others' chains that drop our traffic.
+    pub foreign_chains: ForeignChains,
 }
 
 impl HostState {

@@ -72,6 +72,7 @@ fn state() -> HostState {
         ],
         uplinks: vec!["eth0".into()],
         connected: vec![("eth0".into(), p("203.0.113.0/24"))],
+        foreign_chains: Default::default(),
     }
 }
 

@@ -230,6 +230,15 @@ impl HostSync {
         Ok(())
     }
 
+    /// Takes out again what `insert_into_foreign` has put in.
+    pub async fn leave_foreign(&mut self) -> Result<(), HostError> {
+        if self.applied.foreign {
+            self.remove_foreign().await?;
+            self.applied.foreign = false;
+        }
+        Ok(())
+    }
+
     async fn remove_foreign(&mut self) -> Result<usize, HostError> {
         let statements = foreign::inserted_rules(&nft::everything().await?);
         if !statements.is_empty() {

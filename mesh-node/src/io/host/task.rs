@@ -26,7 +26,6 @@ pub async fn run(
     mut states: watch::Receiver<(u64, Arc<HostState>)>,
     applied: watch::Sender<u64>,
     events: mpsc::Sender<Event>,
-    foreign: ForeignChains,
 ) -> HostSync {
     let (changed_tx, mut changed) = mpsc::channel(1);
     let watcher = tokio::spawn(async move {
@@ -56,7 +55,7 @@ pub async fn run(
         // our own changes are announced as well: they are not somebody's
         while changed.try_recv().is_ok() {}
         if checks % FOREIGN_EVERY == 0 {
-            look_for_foreign_chains(&mut sync, &state, &events, foreign).await;
+            look_for_foreign_chains(&mut sync, &state, &events).await;
         }
         checks += 1;
     }
@@ -64,17 +63,17 @@ pub async fn run(
     sync
 }
 
-async fn look_for_foreign_chains(
-    sync: &mut HostSync,
-    state: &HostState,
-    events: &mpsc::Sender<Event>,
-    policy: ForeignChains,
-) {
+async fn look_for_foreign_chains(sync: &mut HostSync, state: &HostState, events: &mpsc::Sender<Event>) {
+    if state.foreign_chains == ForeignChains::Report
+        && let Err(error) = sync.leave_foreign().await
+    {
+        warn!(%error, "accept rules of ours stay in the host's chains");
+    }
     let chains = match sync.foreign_chains(state).await {
         Ok(chains) => chains,
         Err(error) => return warn!(%error, "the host's firewall cannot be read"),
     };
-    if policy == ForeignChains::Insert && !chains.is_empty() {
+    if state.foreign_chains == ForeignChains::Insert && !chains.is_empty() {
         if let Err(error) = sync.insert_into_foreign(&chains).await {
             warn!(%error, "accept rules cannot be put into the host's chains");
         }

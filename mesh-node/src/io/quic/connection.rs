@@ -35,6 +35,13 @@ pub enum Event {
         /// Control messages to the peer.
         writer: mpsc::Sender<Message>,
     },
+    /// The configuration was read anew, and with it what dials show.
+    Reload {
+        /// For `Control`.
+        input: Input,
+        /// For dials from now on.
+        client: quinn::ClientConfig,
+    },
 }
 
 /// What every connection needs to know.

@@ -7,7 +7,7 @@ use anyhow::Context;
 use aws_lc_rs::{digest, hmac};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
-use quinn::{Endpoint, EndpointConfig, TokioRuntime, TransportConfig};
+use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig};
 use rand::RngCore;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -42,6 +42,29 @@ fn on_socket(
     credentials: &Credentials,
     transport: TransportConfig,
 ) -> anyhow::Result<Endpoint> {
+    let (server, client) = configs(credentials, transport)?;
+    let mut endpoint =
+        Endpoint::new(endpoint_config(credentials)?, Some(server), socket, Arc::new(TokioRuntime))?;
+    endpoint.set_default_client_config(client);
+    Ok(endpoint)
+}
+
+/// Whoever dials us from now on is shown these credentials; the answer is for whoever dials, since each clone of an endpoint
+/// has its own. Connections that are up go on with the former ones.
+pub fn renew(
+    endpoint: &Endpoint,
+    credentials: &Credentials,
+    transport: TransportConfig,
+) -> anyhow::Result<ClientConfig> {
+    let (server, client) = configs(credentials, transport)?;
+    endpoint.set_server_config(Some(server));
+    Ok(client)
+}
+
+fn configs(
+    credentials: &Credentials,
+    transport: TransportConfig,
+) -> anyhow::Result<(ServerConfig, ClientConfig)> {
     let transport = Arc::new(transport);
     let mut server = tls::server_config(credentials)?;
     server.transport_config(transport.clone());
@@ -49,10 +72,7 @@ fn on_socket(
     server.migration(false);
     let mut client = tls::client_config(credentials)?;
     client.transport_config(transport);
-    let mut endpoint =
-        Endpoint::new(endpoint_config(credentials)?, Some(server), socket, Arc::new(TokioRuntime))?;
-    endpoint.set_default_client_config(client);
-    Ok(endpoint)
+    Ok((server, client))
 }
 
 fn socket(listen: SocketAddr) -> std::io::Result<UdpSocket> {

@@ -1,6 +1,7 @@
 //! QUIC: TLS, the endpoint, connections with their control streams, and packets as DATAGRAM frames.
 pub mod connection;
 pub mod datagram;
+pub mod echo;
 pub mod endpoint;
 pub mod socket_drops;
 pub mod tls;

@@ -1,0 +1,96 @@
+//! The TUN devices and their packet threads: made, made anew when somebody deletes one, removed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tracing::{error, info};
+
+use crate::control::event::LocalNetwork;
+use crate::forward::fib::NetworkIx;
+use crate::io::quic::datagram::InboundSender;
+use crate::io::tun::Tun;
+use crate::packet_loop::PacketLoops;
+
+/// One TUN a network.
+pub struct Devices {
+    loops: PacketLoops,
+    networks: Vec<LocalNetwork>,
+    /// Lost, and not made anew yet.
+    missing: BTreeSet<NetworkIx>,
+    told: bool,
+}
+
+impl Devices {
+    /// Makes the device of every network.
+    pub fn start(loops: PacketLoops, networks: &[LocalNetwork]) -> anyhow::Result<Self> {
+        let mut devices = Self { loops, networks: Vec::new(), missing: BTreeSet::new(), told: false };
+        for network in networks {
+            devices.add(network)?;
+        }
+        Ok(devices)
+    }
+
+    /// Where a tunnel's packets go.
+    pub fn inbound(&self) -> InboundSender {
+        self.loops.inbound()
+    }
+
+    /// Makes the device of a network that has none yet.
+    pub fn add(&mut self, network: &LocalNetwork) -> anyhow::Result<()> {
+        if self.networks.iter().any(|known| known.ix == network.ix) {
+            return Ok(());
+        }
+        self.make(network)?;
+        self.networks.push(network.clone());
+        Ok(())
+    }
+
+    fn make(&mut self, network: &LocalNetwork) -> anyhow::Result<()> {
+        let tun = Tun::create(&network.tun).with_context(|| format!("network {}", network.name))?;
+        info!(network = %network.name, tun = network.tun, offloads = ?tun.offloads(), "network");
+        self.loops.add_network(network.ix, Arc::new(tun))?;
+        Ok(())
+    }
+
+    /// Removes the devices of networks that are not among these.
+    pub fn retain(&mut self, networks: &[LocalNetwork]) {
+        let gone = |known: &LocalNetwork| !networks.iter().any(|network| network.ix == known.ix);
+        for network in self.networks.extract_if(.., |known| gone(known)) {
+            self.missing.remove(&network.ix);
+            self.loops.remove_network(network.ix);
+        }
+    }
+
+    /// Makes anew what somebody has deleted, and names it; the routes are put back by the host task, which hears of the new
+    /// link.
+    pub fn mend(&mut self) -> Vec<String> {
+        for lost in self.loops.lost_networks() {
+            self.loops.remove_network(lost);
+            self.missing.insert(lost);
+        }
+        let lost = |network: &&LocalNetwork| self.missing.contains(&network.ix);
+        let missing: Vec<LocalNetwork> = self.networks.iter().filter(lost).cloned().collect();
+        let mut mended = Vec::new();
+        for network in missing {
+            match self.make(&network) {
+                Ok(()) => {
+                    self.missing.remove(&network.ix);
+                    self.told = false;
+                    mended.push(format!("TUN device {} had been removed", network.tun));
+                }
+                Err(error) if !self.told => {
+                    self.told = true;
+                    error!(error = format!("{error:#}"), "a lost device cannot be made anew: trying on");
+                }
+                Err(_) => {}
+            }
+        }
+        mended
+    }
+
+    /// Removes all of them.
+    pub fn stop(&mut self) {
+        self.loops.stop();
+    }
+}
