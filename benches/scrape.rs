@@ -1,6 +1,5 @@
 //! Cost of one scrape: what the control loop is kept from its work for, and the text. Without HTTP.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +13,8 @@ use mesh_node::forward::counters::Counters;
 use mesh_node::forward::fib::{NetworkIx, PeerIx};
 use mesh_node::io::metrics::exposition;
 use mesh_node::io::query::View;
-use mesh_node::io::scrape::input;
+use mesh_node::io::quic::socket_drops::socket_drops;
+use mesh_node::io::scrape::{KernelDrops, input};
 use mesh_node::io::tun::drops::device_drops;
 use mesh_proto::Prefix;
 use mesh_proto::hello::{Hello, Message, NetworkHandle};
@@ -163,17 +163,20 @@ fn gather(bencher: Bencher, peers: u32) {
     let now = now();
     let (control, counters) = (control(peers, now), Counters::new());
     let view = View { now, live: &Busy };
-    bencher.bench_local(|| input(black_box(&control), &view, &counters, &BTreeMap::new()));
+    bencher.bench_local(|| input(black_box(&control), &view, &counters, &KernelDrops::default()));
 }
 
-/// All of it: the devices, the answer, the text.
+/// All of it: what the kernel says, the answer, the text.
 #[divan::bench(args = [1, 10, 100, 200])]
 fn whole(bencher: Bencher, peers: u32) {
     let now = now();
     let (control, counters) = (control(peers, now), Counters::new());
     let view = View { now, live: &Busy };
-    let text = exposition(&input(&control, &view, &counters, &BTreeMap::new()));
+    let text = exposition(&input(&control, &view, &counters, &KernelDrops::default()));
     let (up, routes) = (text.matches("mesh_peer_up{").count(), text.contains("mesh_routes"));
     assert!(up == peers as usize && routes, "{text}");
-    bencher.bench_local(|| exposition(&input(black_box(&control), &view, &counters, &device_drops())));
+    bencher.bench_local(|| {
+        let kernel = KernelDrops { devices: device_drops(), socket: socket_drops() };
+        exposition(&input(black_box(&control), &view, &counters, &kernel))
+    });
 }

@@ -8,7 +8,7 @@
 //!  inbound:   workers' packets = received by networks + dropped
 //! ```
 //!
-//! Drops going out are added to by one thread per network; every other count has one writer.
+//! Drops going out, and what a peer is sent, are added to by one thread per network; every other count has one writer.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;

@@ -11,6 +11,7 @@ use super::metrics::input::{
     Durations, EgressMetrics, MetricsInput, NetworkMetrics, PeerMetrics, WorkerMetrics,
 };
 use super::query::{Query, View};
+use super::quic::socket_drops::socket_drops;
 use super::tun::drops::{DeviceDrops, device_drops};
 use crate::control::event::LocalNetwork;
 use crate::control::gauges::EgressGauge;
@@ -58,9 +59,9 @@ pub fn renderer(
         let (queries, counters) = (queries.clone(), counters.clone());
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
-            let devices = device_drops();
+            let kernel = KernelDrops { devices: device_drops(), socket: socket_drops() };
             let ask = Query::Ask(Box::new(move |control, view| {
-                let _ = reply.send(input(control, view, &counters, &devices));
+                let _ = reply.send(input(control, view, &counters, &kernel));
             }));
             if queries.send(ask).await.is_err() {
                 return String::new();
@@ -70,13 +71,17 @@ pub fn renderer(
     }
 }
 
+/// What the kernel dropped before, or after, this node could count it.
+#[derive(Debug, Default)]
+pub struct KernelDrops {
+    /// At network devices, by name.
+    pub devices: BTreeMap<String, DeviceDrops>,
+    /// At the UDP socket.
+    pub socket: u64,
+}
+
 /// All that a scrape tells.
-pub fn input(
-    control: &Control,
-    view: &View<'_>,
-    counters: &Counters,
-    devices: &BTreeMap<String, DeviceDrops>,
-) -> MetricsInput {
+pub fn input(control: &Control, view: &View<'_>, counters: &Counters, kernel: &KernelDrops) -> MetricsInput {
     let (node, _) = control.own_name();
     let counts = counters.snapshot();
     let mut failures: BTreeMap<&str, u64> = HANDSHAKE_REASONS.map(|r| (r, 0)).into();
@@ -102,10 +107,11 @@ pub fn input(
         node: node.to_string(),
         peers_by_state: control.peers_by_state().to_vec(),
         peers: peers(control, view),
-        networks: networks.iter().map(|n| network(n, control, view, &counts, devices)).collect(),
+        networks: networks.iter().map(|n| network(n, control, view, &counts, &kernel.devices)).collect(),
         workers: workers.map(|w| worker(w, &counts)).collect(),
         drops: drops.collect(),
         handshake_failures: failures.into_iter().map(|(r, n)| (r.to_owned(), n)).collect(),
+        socket_dropped: kernel.socket,
         records_refused: control.counts().records_refused,
         certificate_expiry: control.certificate_expiry(),
         revocations: 0,

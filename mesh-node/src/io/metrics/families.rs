@@ -43,6 +43,11 @@ fn node(input: &MetricsInput) -> Vec<MetricFamily> {
             "Packets dropped by this node, by direction and reason; a superpacket counts as its segments.",
             drops,
         ),
+        counter(
+            "mesh_socket_dropped_datagrams_total",
+            "Datagrams from other nodes that the kernel dropped because the buffer of this node's UDP socket was full. They never came to this node: how many packets were in them is not known.",
+            alone(input.socket_dropped as f64),
+        ),
         counter("mesh_handshake_failures_total", "Handshakes that failed, by reason.", failures),
         durations(
             "mesh_handshake_duration_seconds",

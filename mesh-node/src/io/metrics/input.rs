@@ -29,6 +29,8 @@ pub struct MetricsInput {
     pub handshakes: Durations,
     /// Records of nodes that were not accepted.
     pub records_refused: u64,
+    /// Datagrams that the kernel dropped at the UDP socket.
+    pub socket_dropped: u64,
     /// Target of a probe, and whether the last one was answered.
     pub probes: Vec<(String, bool)>,
     /// Role (`node`, `ca`), seconds since 1970.

@@ -63,6 +63,7 @@ fn names_and_labels_are_the_operator_s_contract() {
         "mesh_network_hairpin_packets_total{network=\"default\"} 0",
         "mesh_tun_dropped_packets_total{network=\"default\",direction=\"outbound\"} 0",
         "mesh_records_refused_total 0",
+        "mesh_socket_dropped_datagrams_total 0",
         "mesh_egress_destinations{network=\"default\",state=\"standby\"} 1",
         "mesh_egress_transmit_packets_total{network=\"default\",node=\"ph2\"} 0",
         "mesh_egress_receive_bytes_total{network=\"default\",node=\"ph2\"} 0",

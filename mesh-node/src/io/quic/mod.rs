@@ -3,6 +3,7 @@ pub mod connection;
 pub mod datagram;
 pub mod echo;
 pub mod endpoint;
+pub mod socket_drops;
 pub mod tls;
 
 #[cfg(test)]
