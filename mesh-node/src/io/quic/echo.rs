@@ -42,9 +42,11 @@ impl Echoes {
                 let _ = asker.send(Instant::now());
             }
         } else {
-            // a full buffer loses it, as it loses packets
-            let answer = Echo { reply: true, ..echo }.encode(frame.len());
-            let _ = connection.send_datagram(Bytes::from(answer));
+            // quinn would make room in a full buffer by throwing a packet away
+            if connection.datagram_send_buffer_space() >= frame.len() {
+                let answer = Echo { reply: true, ..echo }.encode(frame.len());
+                let _ = connection.send_datagram(Bytes::from(answer));
+            }
         }
         true
     }
@@ -60,7 +62,7 @@ impl Echoes {
         self.lock().insert(number, asker);
         let request = Echo { reply: false, number }.encode(size + FRAME_HEADER);
         let start = Instant::now();
-        let result = match connection.send_datagram(Bytes::from(request)) {
+        let result = match connection.send_datagram_wait(Bytes::from(request)).await {
             Ok(()) => match tokio::time::timeout(PATIENCE, answer).await {
                 Ok(Ok(heard)) => Ok(heard.duration_since(start)),
                 _ if connection.close_reason().is_some() => Err(Unanswered::Gone),
