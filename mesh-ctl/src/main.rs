@@ -276,7 +276,15 @@ async fn run(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Route(RouteCommand::Get { address, network }) => {
             let path = format!("/v1/routes/get?address={}", escape(&address.to_string()));
             let answer = only(get(&path).await?, "routes", network.as_ref());
-            outcome(answer, |found: &api::RouteGet| (show::route_get(found), !found.routes.is_empty()))
+            outcome(answer, |found: &api::RouteGet| {
+                // an address is of one network: that it is not in others is no failure
+                let stopped = |route: &&api::Route| {
+                    let mut checks = found.checks.iter().filter(|check| check.network == route.network);
+                    checks.any(|check| check.state != "yes")
+                };
+                let good = found.routes.iter().any(|route| !stopped(&route));
+                (show::route_get(found), good)
+            })
         }
         Command::Egress { network, command: None | Some(EgressCommand::List) } => {
             let answer = only(get("/v1/egress").await?, "egress", network.as_ref());

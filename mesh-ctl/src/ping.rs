@@ -135,6 +135,14 @@ pub(crate) async fn ping(
     }
     if command.sweep && answered > 0 {
         ping.largest_bytes = sweep(&mut way, &ping).await?;
+        if let (Some(largest), Some(mtu)) = (ping.largest_bytes, ping.path_mtu_bytes)
+            && largest < mtu
+        {
+            ping.state = "narrow".into();
+            ping.reason = Some(format!(
+                "the path carries {largest} bytes, the tunnel believes {mtu}: something on it drops larger packets without an ICMP error; let it pass them, or set `mtu = {largest}` in [node] and `mesh-ctl reload`"
+            ));
+        }
     }
     Ok(ping)
 }

@@ -310,7 +310,7 @@ pub struct Ping {
     pub schema: u32,
     /// As asked: a peer's name, or an address.
     pub target: String,
-    /// `answered`; `partly`: some were lost; `lost`; `too big`; `no route`.
+    /// `answered`; `narrow`: but not packets as large as the path MTU; `partly`: some were lost; `lost`; `too big`; `no route`.
     pub state: String,
     /// Why it is not `answered`.
     pub reason: Option<String>,

@@ -1,16 +1,19 @@
 //! Why an address is, or is not, reached through the mesh: announced by whom, authorised by which certificate, installed
 //! where; or what stops it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_proto::identity::{Identity, rfc3339};
+use mesh_proto::trace::Protocol;
 use mesh_proto::{NetworkName, NodeId, Prefix, api};
 
 use super::Control;
 use super::event::LocalNetwork;
+use super::host::foreign::Flow;
 use super::host::routes::mesh_table;
 use super::rib::{self, Route};
 use super::status::moment;
+use super::trace::kernel::{Expect, Incoming, Lookup};
 
 const YES: &str = "yes";
 const NO: &str = "no";
@@ -35,6 +38,34 @@ impl Control {
         });
         let checks = self.local.networks.iter().flat_map(|network| self.checks(network, address, &best));
         api::RouteGet { schema: api::SCHEMA, address, checks: checks.collect(), routes: best, reason }
+    }
+
+    /// What to ask the kernel about the routes to an address: whether a VM's packet goes into the mesh.
+    pub fn route_lookups(&self, address: IpAddr) -> Vec<(NetworkName, Lookup)> {
+        let lookup = |network: &LocalNetwork| {
+            let known = rib::routes(network, &self.members);
+            let best = known.iter().filter(|r| r.prefix.contains(address)).max_by_key(|r| r.prefix.len())?;
+            let mut shown = self.all_routes().into_iter().filter(|r| r.network == network.name.as_str());
+            // one that is not installed is explained by that
+            shown.find(|r| r.prefix == best.prefix && r.state == "installed")?;
+            let (subnet, gateway) = network.gateways.iter().find(|(s, _)| s.is_v4() == address.is_ipv4())?;
+            let lookup = Lookup {
+                incoming: Incoming::Device(network.interface.clone()),
+                flow: Flow {
+                    source: neighbour(*subnet, *gateway)?,
+                    destination: address,
+                    protocol: Protocol::Icmp,
+                    reply: false,
+                },
+                mark: 0,
+                expect: Expect::Device(network.tun.clone()),
+                ours: network.tun.clone(),
+                local_is_fine: false,
+                masquerade: false,
+            };
+            Some((network.name.clone(), lookup))
+        };
+        self.local.networks.iter().filter_map(lookup).collect()
     }
 
     fn checks(&self, network: &LocalNetwork, address: IpAddr, best: &[api::Route]) -> Vec<api::RouteCheck> {
@@ -150,4 +181,21 @@ impl Control {
         }
         found
     }
+}
+
+/// An address of a subnet that a VM may have: the one after, or before, the host's own.
+fn neighbour(subnet: Prefix, gateway: IpAddr) -> Option<IpAddr> {
+    let step = |up: bool| -> Option<IpAddr> {
+        Some(match gateway {
+            IpAddr::V4(a) => {
+                let bits = a.to_bits();
+                Ipv4Addr::from_bits(if up { bits.checked_add(1) } else { bits.checked_sub(1) }?).into()
+            }
+            IpAddr::V6(a) => {
+                let bits = a.to_bits();
+                Ipv6Addr::from_bits(if up { bits.checked_add(1) } else { bits.checked_sub(1) }?).into()
+            }
+        })
+    };
+    [step(true), step(false)].into_iter().flatten().find(|address| subnet.contains(*address))
 }

@@ -16,21 +16,25 @@ use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use mesh_proto::NodeId;
 use mesh_proto::api::{
-    Done, EchoAnswer, EchoAsk, LogLevel, LogLevelSet, PeerAdd, PeerAnswer, Problem, Reload, SCHEMA, TraceAsk,
+    Done, EchoAnswer, EchoAsk, LogLevel, LogLevelSet, PeerAdd, PeerAnswer, Problem, Reload, RouteCheck,
+    SCHEMA, TraceAsk,
 };
 use mesh_proto::suggest;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use super::events::Readers;
+use super::host::lookup::Lookups;
 use super::log::LogFilter;
 use super::notices::tell;
 use super::query::{Query, View};
 use super::quic::echo::Unanswered;
-use super::trace::{self, Tracer};
+use super::trace::{self, KERNEL_PATIENCE, Tracer};
 use crate::config;
 use crate::control::Control;
+use crate::control::trace::kernel;
 use crate::notice::Notice;
 
 /// Asks for a reload; answered with its report.
@@ -190,7 +194,31 @@ struct RouteQuery {
 }
 
 async fn route_get(State(server): State<Server>, UrlQuery(query): UrlQuery<RouteQuery>) -> Response {
-    server.json(move |control, _| control.route_get(query.address)).await
+    let address = query.address;
+    let asked = server.ask(move |control, _| (control.route_get(address), control.route_lookups(address)));
+    let Some((mut found, lookups)) = asked.await else { return stopping() };
+    let (networks, lookups): (Vec<_>, Vec<_>) = lookups.into_iter().unzip();
+    let answers = match timeout(KERNEL_PATIENCE, Lookups::carry_out(&[&lookups])).await {
+        Ok(answers) => answers.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", KERNEL_PATIENCE.as_secs())),
+    };
+    for (i, (network, lookup)) in networks.iter().zip(&lookups).enumerate() {
+        let objection = match &answers {
+            Ok(told) => told
+                .answers
+                .first()
+                .and_then(|answers| answers.get(i))
+                .and_then(|answer| kernel::objection(lookup, answer, told.firewall.as_ref())),
+            Err(error) => Some(format!("the kernel cannot be asked: {error}")),
+        };
+        found.checks.push(RouteCheck {
+            network: network.to_string(),
+            step: "kernel".to_owned(),
+            state: if objection.is_some() { "no" } else { "yes" }.to_owned(),
+            text: objection.unwrap_or_else(|| format!("a VM's packet goes by {}", lookup.ours)),
+        });
+    }
+    Json(found).into_response()
 }
 
 async fn trace_packet(State(server): State<Server>, Json(ask): Json<TraceAsk>) -> Response {

@@ -18,7 +18,7 @@ use crate::control::trace::{kernel, without_hops};
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Longest time for this host's kernel and firewall, so that a node that is slow still answers before it is given up.
-const KERNEL_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const KERNEL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Follows packets. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -152,6 +152,15 @@ enum Refusal {
     },
 }
 
+/// Why this host does not do what the mesh relies on, by its routing or by a chain of somebody else's; with the remedy.
+pub fn objection(lookup: &Lookup, answer: &Answer, firewall: Option<&Value>) -> Option<String> {
+    let found = judge(lookup, answer).or_else(|| dropped(lookup, answer, firewall?))?;
+    match found {
+        Refusal::Local => Some("the kernel takes it for an address of this host".to_owned()),
+        Refusal::No { text, .. } => Some(text),
+    }
+}
+
 /// Why the kernel does not do what the mesh relies on.
 fn judge(lookup: &Lookup, answer: &Answer) -> Option<Refusal> {
     let wanted = match (&lookup.expect, &answer.route) {
