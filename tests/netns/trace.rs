@@ -6,7 +6,7 @@
 )]
 
 use lab::world::{WEB4, WEB6, wait_until};
-use lab::{Host, Lab, Plan};
+use lab::{Host, Lab, Net, Plan, Vm};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -375,6 +375,89 @@ fn every_hop_of_a_host_that_is_its_own_egress_is_where_the_table_says() {
     ];
     check(&mut lab, &Case { to: WEB4, table: &masqueraded, ..CASE });
     refused(&mut lab, &Case { to: "198.51.100.12", ..CASE }, "ph1", "forbidden_destination");
+}
+
+#[test]
+fn every_hop_of_an_announced_address_that_leaves_by_the_egress_node_is_where_the_table_says() {
+    let by_egress = |host: Host, address: &str| {
+        let mut host = host;
+        host.nets[0].announce =
+            vec!["203.0.113.99/32".into(), format!("{{ prefix = \"{address}/32\", internet = \"egress\" }}")];
+        host
+    };
+    let plan = Plan::standard("", 2)
+        .with("ph1", |host| {
+            let mut host = by_egress(host, "203.0.113.11");
+            host.nets[0].announce.remove(0);
+            host.nets[0].announce.push("203.0.113.98/32".into());
+            host
+        })
+        .with("ph2", |host| by_egress(host, "203.0.113.12"));
+    let mut lab = Lab::start(plan).unwrap();
+    assert!(lab.ping_within(Duration::from_secs(5), "vm1", WEB4));
+    let of_another_host = [
+        ("vm", "203.0.113.11", WEB4),
+        ("ph1", "203.0.113.11", WEB4),
+        ("ph2", "198.51.100.12", WEB4),
+        ("internet", WEB4, "198.51.100.12"),
+        ("ph2", WEB4, "203.0.113.11"),
+        ("ph1", WEB4, "203.0.113.11"),
+        ("vm", WEB4, "203.0.113.11"),
+    ];
+    let case = Case { vm: ("pub1", "ph1"), from: "203.0.113.11", to: WEB4, table: &of_another_host, ..CASE };
+    check(&mut lab, &case);
+    // on the egress node itself: no SNAT, as its packets are one flow before and after the TUN
+    let case = Case { asked: "ph2", vm: ("pub2", "ph2"), from: "203.0.113.12", to: WEB4, ..CASE };
+    refused(&mut lab, &case, "ph2", "internet = \"own\"");
+}
+
+#[test]
+fn every_hop_of_a_network_that_is_not_translated_is_where_the_table_says() {
+    let mut plan = Plan::new("");
+    for i in 1..=2 {
+        let (host, four) = (format!("ph{i}"), format!("10.50.{i}"));
+        let net = Net::new("default", "vmnet1")
+            .subnet(&format!("{four}.1/24"), &format!("{four}.0/24"), &format!("{four}.0/24"))
+            .egress(&["ph2"]);
+        let mut host = Host::new(&host).net(net);
+        if i == 2 {
+            host = host.offer("default", &["masquerade"], 100);
+        }
+        plan = plan.host(host).vm(Vm::new(
+            &format!("vm{i}"),
+            &format!("ph{i}"),
+            "vmnet1",
+            &format!("{four}.10/24"),
+        ));
+    }
+    let mut lab = Lab::start(plan).unwrap();
+    assert!(lab.ping_within(Duration::from_secs(5), "vm1", "10.50.2.10"));
+    let (one, two) = ("10.50.1.10", "10.50.2.10");
+    let inside = [
+        ("vm", one, two),
+        ("ph1", one, two),
+        ("ph2", one, two),
+        ("vm", one, two),
+        ("vm", two, one),
+        ("ph2", two, one),
+        ("ph1", two, one),
+        ("vm", two, one),
+    ];
+    check(&mut lab, &Case { from: one, to: two, table: &inside, ..CASE });
+    let masqueraded = "198.51.100.12";
+    let by_egress = [
+        ("vm", one, WEB4),
+        ("ph1", one, WEB4),
+        ("ph2", masqueraded, WEB4),
+        ("internet", WEB4, masqueraded),
+        ("ph2", WEB4, one),
+        ("ph1", WEB4, one),
+        ("vm", WEB4, one),
+    ];
+    check(&mut lab, &Case { from: one, to: WEB4, table: &by_egress, ..CASE });
+    // a VM of the egress node: no SNAT, as its packets are one flow before and after the TUN
+    let case = Case { asked: "ph2", vm: ("vm2", "ph2"), from: two, to: WEB4, ..CASE };
+    refused(&mut lab, &case, "ph2", "set egress = \"local\"");
 }
 
 /// An operator's firewall that lets the mesh pass and drops all else, by state.

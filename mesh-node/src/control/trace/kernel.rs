@@ -124,7 +124,7 @@ pub fn settle(plan: Plan, id: u64, answers: &[Vec<Answer>], firewall: Option<&Va
         for (lookup, answer) in leg.lookups.iter().zip(looked_up) {
             if let (Expect::Uplink { .. }, Route::Sent { device, .. }) = (&lookup.expect, &answer.route) {
                 hop.device = Some(device.clone());
-                if hop.place == Place::Host {
+                if hop.place == Place::Host && !hop.refused {
                     hop.action = format!("{}, leaves by {device}", hop.action);
                 }
             }

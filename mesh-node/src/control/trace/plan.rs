@@ -153,6 +153,9 @@ impl Walk<'_> {
                 // `decision` has the destination mapped already, as it comes back out of the TUN
                 let action = format!("{did}, stays on this host");
                 self.hop(Place::Host, source, destination, Some(&tun), &action, vec![lookup]);
+                if self.fib.owner(destination).is_none() && source == packet.source {
+                    return self.leave_as_it_came(source, destination);
+                }
                 self.out_of_tun(source, destination, None, None)
             }
             Verdict::Drop(reason) => self.dropped(reason, destination, vec![nothing_but(lookup)]),
@@ -264,6 +267,16 @@ impl Walk<'_> {
         let lookup = self.egress_lookup(incoming, source, destination, egress.as_ref());
         let (after, how) = words::snat(source, egress.as_ref());
         self.leave(source, after, destination, &format!("{from}{how}"), lookup)
+    }
+
+    /// By this node's own egress, with a source that is not mapped: out of the TUN comes the very flow that went in, and the
+    /// kernel decides on NAT once for a flow. It did so on the way in.
+    fn leave_as_it_came(self, source: IpAddr, destination: IpAddr) -> Plan {
+        let incoming = Incoming::Device(self.network.tun.clone());
+        let egress = self.kernel.and_then(|k| k.offer.clone());
+        let lookup = self.egress_lookup(incoming, source, destination, egress.as_ref());
+        let text = words::no_snat(source, self.fib.is_local(source));
+        self.refuse("no_snat", text, vec![Lookup { masquerade: false, ..lookup }])
     }
 
     /// To the Internet by this host's own uplink, with source NAT, without the TUN.
