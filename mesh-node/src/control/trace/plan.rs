@@ -153,7 +153,7 @@ impl Walk<'_> {
                 // `decision` has the destination mapped already, as it comes back out of the TUN
                 let action = format!("{did}, stays on this host");
                 self.hop(Place::Host, source, destination, Some(&tun), &action, vec![lookup]);
-                if self.fib.owner(destination).is_none() && source == packet.source {
+                if self.fib.owner(packet.destination).is_none() && source == packet.source {
                     return self.leave_as_it_came(source, destination);
                 }
                 self.out_of_tun(source, destination, None, None)
