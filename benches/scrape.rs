@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use divan::{Bencher, black_box};
 use mesh_node::config::EgressChoice;
+use mesh_node::config::ProbeParams;
 use mesh_node::control::event::{ConnId, Input, LocalNetwork, LocalNode, Now, Saved};
 use mesh_node::control::status::{Figures, Live, Traffic};
 use mesh_node::control::{Control, Trust};
@@ -118,6 +119,8 @@ fn control(peers: u32, now: Now) -> Control {
         uplinks: vec!["eth0".into()],
         mtu: None,
         foreign_chains: Default::default(),
+        probe: ProbeParams::DEFAULT,
+        probes: Default::default(),
     };
     let mut control =
         Control::new(local, Trust { chain, key, roots }, Saved::default(), 1, now).expect("a node");

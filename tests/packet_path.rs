@@ -20,6 +20,7 @@ use bytes::Bytes;
 use mesh_node::forward::DropReason;
 use mesh_node::forward::counters::{Counters, Direction, PeerCounters};
 use mesh_node::forward::fib::{Fib, NetworkIx, NetworkSpec, PeerIx};
+use mesh_node::io::quic::aside::Aside;
 use mesh_node::io::quic::datagram::{Datagrams, read_datagrams, transport_config};
 use mesh_node::io::tun::{Tun, VNET_HEADER};
 use mesh_node::packet_loop::PacketLoops;
@@ -92,7 +93,7 @@ impl Node {
         let (wanted_sender, wanted) = mpsc::channel(4);
         let mut loops = PacketLoops::start(snapshot, counters.clone(), wanted_sender).unwrap();
         loops.add_network(network, tun).unwrap();
-        runtime.spawn(read_datagrams(connection.clone(), tunnel, loops.inbound(), Arc::default()));
+        runtime.spawn(read_datagrams(connection.clone(), tunnel, loops.inbound(), Aside::default()));
         Self { vm, counters, peer, network, wanted, loops, connection }
     }
 

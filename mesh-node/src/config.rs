@@ -54,6 +54,8 @@ pub struct NodeConfig {
     pub advertise: Vec<SocketAddr>,
     /// A dead peer is seen within three of these.
     pub keepalive: Duration,
+    /// How egress nodes are probed.
+    pub probe: ProbeParams,
     /// Largest inner packet; `None`: what the path carries.
     pub mtu: Option<u32>,
     /// What of this host the mesh may reach.
@@ -64,6 +66,20 @@ pub struct NodeConfig {
     pub foreign_chains: ForeignChains,
     /// Packet workers.
     pub workers: u16,
+}
+
+/// How an egress node is probed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeParams {
+    /// Between two probes.
+    pub interval: Duration,
+    /// So many may be missing.
+    pub multiplier: u8,
+}
+
+impl ProbeParams {
+    /// Dead after 150 ms: late enough for a busy host to be scheduled, early enough for nobody to notice.
+    pub const DEFAULT: Self = Self { interval: Duration::from_millis(50), multiplier: 3 };
 }
 
 /// What becomes of the routes at a polite stop.
@@ -92,6 +108,8 @@ pub struct PeerConfig {
     pub endpoint: String,
     /// Who must answer.
     pub name: Option<NodeId>,
+    /// How it is probed as an egress node; `None`: as `[node]` says.
+    pub probe: Option<ProbeParams>,
     /// Where it stands.
     pub line: usize,
 }
@@ -244,7 +262,7 @@ pub(crate) fn key_line(text: &str, table: usize, error: &str) -> usize {
 }
 
 fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
-    w.keys(s, "node", &["probe"]);
+    w.keys(s, "node", &[]);
     let path = |w: &mut Walk<'_>, key, default: &str| {
         PathBuf::from(w.text(s, key).unwrap_or_else(|| default.into()))
     };
@@ -272,6 +290,7 @@ fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
         control_socket: path(w, "control_socket", "/run/mesh/node.sock"),
         advertise: w.many(s, "advertise", address),
         keepalive: w.one(s, "keepalive", duration).unwrap_or(Duration::from_secs(1)),
+        probe: w.probe(s).unwrap_or(ProbeParams::DEFAULT),
         mtu,
         // The default of `expose` is icmp; an empty list closes the host altogether.
         expose: if s.has("expose") { w.many(s, "expose", expose) } else { vec![Expose::Icmp] },
@@ -294,11 +313,12 @@ fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
 }
 
 fn peer(w: &mut Walk<'_>, s: &Section<'_>) -> Option<PeerConfig> {
-    w.keys(s, "peer", &["probe"]);
+    w.keys(s, "peer", &[]);
     w.need(s, "endpoint");
     let endpoint = w.one(s, "endpoint", |t| endpoint(t).map(str::to_owned));
     let name = w.one(s, "name", parsed);
-    Some(PeerConfig { endpoint: endpoint?, name, line: s.line })
+    let probe = w.probe(s);
+    Some(PeerConfig { endpoint: endpoint?, name, probe, line: s.line })
 }
 
 fn network(w: &mut Walk<'_>, s: &Section<'_>) -> Option<NetworkConfig> {
@@ -396,6 +416,17 @@ fn duration(text: &str) -> Result<Duration, String> {
         Some(d) if (Duration::from_millis(100)..=Duration::from_secs(60)).contains(&d) => Ok(d),
         Some(_) => Err("is out of range; give 100ms to 60s".into()),
         None => Err("is not a duration; write it as \"1s\" or \"500ms\"".into()),
+    }
+}
+
+/// Of probes: shorter than a `duration` may be.
+fn probe_interval(text: &str) -> Result<Duration, String> {
+    let ms = text.strip_suffix("ms").and_then(|t| t.parse::<u64>().ok());
+    let given = ms.or_else(|| text.strip_suffix('s')?.parse::<u64>().ok()?.checked_mul(1000));
+    match given {
+        Some(ms @ 10..=10_000) => Ok(Duration::from_millis(ms)),
+        Some(_) => Err("is out of range; give 10ms to 10s".into()),
+        None => Err("is not a duration; write it as \"50ms\" or \"1s\"".into()),
     }
 }
 

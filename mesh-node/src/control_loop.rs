@@ -16,12 +16,14 @@ use crate::control::host::HostState;
 use crate::control::status::{self, Figures, Traffic};
 use crate::forward::counters::{Direction, PeerCounters};
 use crate::forward::fib::{Fib, NetworkIx, NetworkSpec, PeerIx};
+use crate::io::liveness::Prober;
 use crate::io::notices::tell;
 use crate::io::now;
 use crate::io::query::{Query, View};
+use crate::io::quic::aside::Aside;
 use crate::io::quic::connection::{self, Context, Dial, Door, Event};
 use crate::io::quic::datagram::{Datagrams, InboundSender, read_datagrams};
-use crate::io::quic::echo::{Echoes, Unanswered};
+use crate::io::quic::echo::Unanswered;
 use crate::io::trace::Tracer;
 
 use crate::notice::Notice;
@@ -46,6 +48,8 @@ pub struct Wiring {
     pub context: Context,
     /// What the packet loops read.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Probes of tunnels.
+    pub prober: Prober,
     /// Where a tunnel's packets go.
     pub inbound: InboundSender,
     /// Desired kernel state, the latest only, numbered from 1.
@@ -97,7 +101,7 @@ struct Live {
     connection: quinn::Connection,
     writer: mpsc::Sender<Message>,
     tunnel: Option<Arc<Tunnel>>,
-    echoes: Arc<Echoes>,
+    aside: Aside,
 }
 
 /// Runs until told to stop; then says goodbye.
@@ -154,7 +158,7 @@ struct Loop {
     /// Number of the last desired kernel state.
     host_wanted: u64,
     /// Tunnels just published that nothing reads from yet.
-    unread: Vec<(quinn::Connection, Arc<Tunnel>, Arc<Echoes>)>,
+    unread: Vec<(quinn::Connection, Arc<Tunnel>, Aside)>,
 }
 
 impl Loop {
@@ -162,7 +166,9 @@ impl Loop {
         let input = match event {
             Event::Input(input) => input,
             Event::Up { input, conn, connection, writer } => {
-                self.live.insert(conn, Live { connection, writer, tunnel: None, echoes: Arc::default() });
+                let aside = Aside::new(conn, wiring.prober.clone());
+                wiring.prober.open(conn, connection.clone(), aside.heard.clone());
+                self.live.insert(conn, Live { connection, writer, tunnel: None, aside });
                 input
             }
             Event::Reload { input, client } => {
@@ -172,6 +178,7 @@ impl Loop {
         };
         if let Input::TunnelClosed { conn, .. } = &input {
             self.live.remove(conn);
+            wiring.prober.close(*conn);
         }
         control.handle(input, now());
     }
@@ -187,7 +194,7 @@ impl Loop {
                     let _ = reply.send(Err(Unanswered::Gone));
                     return;
                 };
-                let echo = live.echoes.clone().ping(live.connection.clone(), size);
+                let echo = live.aside.echoes.clone().ping(live.connection.clone(), size);
                 tokio::spawn(async move { reply.send(echo.await) });
             }
             Query::Trace { node, request, reply } => {
@@ -238,6 +245,7 @@ impl Loop {
                 Output::Save(saved) => {
                     wiring.save.send_replace(saved);
                 }
+                Output::Probe(wanted) => wiring.prober.want(wanted),
                 Output::Tell(notice) => tell(notice),
                 Output::TraceWanted { conn, request } => {
                     tokio::spawn(wiring.tracer.clone().answer(conn, request));
@@ -249,19 +257,19 @@ impl Loop {
                 }
             }
         }
-        for (connection, tunnel, echoes) in std::mem::take(&mut self.unread) {
-            self.read(connection, tunnel, echoes, wiring);
+        for (connection, tunnel, aside) in std::mem::take(&mut self.unread) {
+            self.read(connection, tunnel, aside, wiring);
         }
     }
 
     /// Reads from a new tunnel once the kernel has the routes back to its peer: what the kernel answers by itself, an ICMP
     /// error to a peer's VM, would else leave by the host's default route.
-    fn read(&self, connection: quinn::Connection, tunnel: Arc<Tunnel>, echoes: Arc<Echoes>, wiring: &Wiring) {
+    fn read(&self, connection: quinn::Connection, tunnel: Arc<Tunnel>, aside: Aside, wiring: &Wiring) {
         let (wanted, mut applied, inbound) =
             (self.host_wanted, wiring.host_applied.clone(), wiring.inbound.clone());
         tokio::spawn(async move {
             if applied.wait_for(|number| *number >= wanted).await.is_ok() {
-                read_datagrams(connection, tunnel, inbound, echoes).await;
+                read_datagrams(connection, tunnel, inbound, aside).await;
             }
         });
     }
@@ -276,7 +284,7 @@ impl Loop {
             let tunnel = live.tunnel.get_or_insert_with(|| {
                 let carrier = Arc::new(Datagrams::new(live.connection.clone()));
                 let tunnel = Arc::new(Tunnel::new(spec.peer, spec.handles.clone(), carrier, counters));
-                self.unread.push((live.connection.clone(), tunnel.clone(), live.echoes.clone()));
+                self.unread.push((live.connection.clone(), tunnel.clone(), live.aside.clone()));
                 tunnel
             });
             if tunnel.handles() != spec.handles {

@@ -20,13 +20,14 @@ use crate::forward::counters::Counters;
 use crate::io;
 use crate::io::host::HostSync;
 use crate::io::host::addresses::HostAddresses;
+use crate::io::liveness::Prober;
 use crate::io::log::LogFilter;
 use crate::io::notices::{self, tell};
 use crate::io::query::Query;
 use crate::io::quic::connection::{Context, Event};
 use crate::io::quic::tls::Credentials;
 use crate::notice::Notice;
-use crate::packet_loop::PacketLoops;
+use crate::packet_loop::{PacketLoops, prioritise};
 use crate::prepare::{self, Prepared, Running};
 use crate::tunnel::Snapshot;
 
@@ -110,6 +111,7 @@ pub async fn run(
     let control = Control::new(local, trust, saved, io::chance(), io::now())?;
     let api = io::api::serve(&node.control_socket, queries_tx.clone(), reloads_tx, log, api_stopped)
         .with_context(|| format!("control socket {}", node.control_socket.display()))?;
+    let prober = Prober::start(events_tx.clone(), prioritise).context("start the probing thread")?;
     let context = Context { hello: control.hello(), events: events_tx.clone() };
     let wiring = Wiring {
         events,
@@ -119,6 +121,7 @@ pub async fn run(
         quic: quic.clone(),
         context,
         snapshot,
+        prober,
         inbound: devices.inbound(),
         host: host_tx,
         host_applied,

@@ -113,6 +113,8 @@ pub(crate) async fn prepare_for(path: &Path, running: Option<&Running>) -> anyho
         uplinks: uplinks(&config, &host),
         mtu: config.node.mtu,
         foreign_chains: config.node.foreign_chains,
+        probe: config.node.probe,
+        probes: config.peers.iter().filter_map(|p| Some((p.endpoint.clone(), p.probe?))).collect(),
         identity,
         networks,
     };

@@ -230,7 +230,7 @@ pub struct Egress {
 pub struct Candidate {
     /// Who.
     pub node: String,
-    /// `alive` or `down`.
+    /// `alive`; `silent`: its tunnel is up, and probes are not answered; `down`.
     pub state: String,
 }
 

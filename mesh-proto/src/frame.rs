@@ -11,9 +11,10 @@
 //! `network` is the *receiver's* number of the network, as its hello tells. Both bytes are authenticated with the
 //! packet. Whether the peer may use that network is for `mesh-node`'s `forward` to say, packet by packet.
 //!
-//! A frame without a packet measures the path: [`Echo`].
+//! A frame without a packet measures the path ([`Echo`]), or proves that its sender is alive ([`probe`]).
 
 use crate::limits::FRAME_HEADER;
+use crate::liveness::Probe;
 
 /// The transport checksum covers the pseudo-header only: the sending kernel left the rest to the last hop.
 const PARTIAL: u8 = 1;
@@ -53,6 +54,25 @@ impl FrameHeader {
                 Ok((Self { network: *network, checksum_partial: flags & PARTIAL != 0 }, packet))
             }
         }
+    }
+}
+
+/// Holds a probe ([`crate::liveness::Probe`]).
+const PROBE: u8 = 8;
+
+/// The frame of a probe.
+pub fn probe_frame(probe: &[u8; Probe::LEN]) -> [u8; FRAME_HEADER + Probe::LEN] {
+    let mut frame = [0; FRAME_HEADER + Probe::LEN];
+    frame[1] = PROBE;
+    frame[FRAME_HEADER..].copy_from_slice(probe);
+    frame
+}
+
+/// The probe in a frame, unchecked; `None`: something else.
+pub fn probe(frame: &[u8]) -> Option<&[u8]> {
+    match frame {
+        [0, PROBE, bytes @ ..] => Some(bytes),
+        _ => None,
     }
 }
 
@@ -103,6 +123,15 @@ impl Echo {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_probe_is_no_packet_and_no_echo() {
+        let frame = probe_frame(&[7; Probe::LEN]);
+        assert_eq!(probe(&frame), Some(&[7; Probe::LEN][..]));
+        assert!(FrameHeader::decode(&frame).is_err() && Echo::decode(&frame).is_none());
+        assert_eq!(probe(&Echo { reply: false, number: 1 }.encode(0)), None);
+        assert_eq!(probe(&[1, 8, 0]), None);
+    }
 
     #[test]
     fn an_echo_is_no_packet_and_a_packet_no_echo() {

@@ -11,6 +11,7 @@ pub mod id;
 pub mod identity;
 pub mod ip;
 pub mod limits;
+pub mod liveness;
 pub mod prefix;
 pub mod record;
 pub mod suggest;

@@ -133,6 +133,15 @@ pub const KEYS: &[Key] = &[
     ),
     applied(
         "node",
+        "probe",
+        "table",
+        "{ interval = \"50ms\", multiplier = 3 }",
+        r#"{ interval = "100ms", multiplier = 5 }"#,
+        "How the egress nodes of this host's networks, standbys included, are probed beside the keep-alive. One that is \
+         silent for `multiplier` intervals loses its role to a standby.",
+    ),
+    applied(
+        "node",
         "mtu",
         "\"auto\" or integer",
         r#""auto""#,
@@ -192,6 +201,23 @@ pub const KEYS: &[Key] = &[
         r#""ph2""#,
         "Insist that this node answers there.",
     ),
+    applied(
+        "peer",
+        "probe",
+        "table",
+        "as [node] says",
+        r#"{ interval = "200ms" }"#,
+        "How this node is probed, where it is an egress node, as on a path that loses much.",
+    ),
+    applied(
+        "probe",
+        "interval",
+        "string (duration)",
+        r#""50ms""#,
+        r#""100ms""#,
+        "Between two probes, 10ms to 10s.",
+    ),
+    applied("probe", "multiplier", "integer", "3", "5", "So many in a row may be missing, 2 to 50."),
     applied(
         "network",
         "name",

@@ -7,7 +7,7 @@ use mesh_proto::{Prefix, suggest};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{AnnounceConfig, Config, ConfigError, parsed, reference};
+use super::{AnnounceConfig, Config, ConfigError, ProbeParams, parsed, probe_interval, reference};
 
 /// One table of the file.
 pub(super) struct Section<'a> {
@@ -176,6 +176,21 @@ impl<'a> Walk<'a> {
             self.at(&s, "via", "is of another family than the prefix; give an address of the same");
         }
         Some(AnnounceConfig { prefix: prefix?, via, internet_own: own.unwrap_or(true) })
+    }
+
+    /// `probe = { interval = "50ms", multiplier = 3 }`; what is left out is as it is by default.
+    pub(super) fn probe(&mut self, s: &Section<'_>) -> Option<ProbeParams> {
+        let value = s.table.get("probe")?;
+        let Some(table) = value.get_ref().as_table() else {
+            self.bad("probe", value, "is no table; write it as { interval = \"50ms\", multiplier = 3 }");
+            return None;
+        };
+        let s = Section { table, line: self.line(value.span().start) };
+        self.keys(&s, "probe", &[]);
+        let interval = self.one(&s, "interval", probe_interval).unwrap_or(ProbeParams::DEFAULT.interval);
+        let multiplier =
+            self.number(&s, "multiplier", 2, 50).map_or(ProbeParams::DEFAULT.multiplier, |n| n as u8);
+        Some(ProbeParams { interval, multiplier })
     }
 
     fn tables<T>(

@@ -1,5 +1,6 @@
 //! `Input` and `Output`: the whole vocabulary of `Control`, as plain data.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use super::Trust;
 use super::host::HostState;
+use super::liveness::{Change, ProbeParams};
 use crate::config::{AnnounceConfig, EgressChoice, EgressConfig, ForeignChains};
 use crate::forward::fib::{Expose, NetworkIx, NetworkSpec, PeerIx};
 use crate::notice::Notice;
@@ -95,6 +97,10 @@ pub struct LocalNode {
     pub mtu: Option<u32>,
     /// What to do about others' chains that drop our traffic.
     pub foreign_chains: ForeignChains,
+    /// How egress nodes are probed.
+    pub probe: ProbeParams,
+    /// The same for the node behind an endpoint of the file, where that says so.
+    pub probes: BTreeMap<String, ProbeParams>,
 }
 
 /// State kept on disk.
@@ -173,6 +179,13 @@ pub enum Input {
         conn: ConnId,
         /// Bytes.
         mtu: u32,
+    },
+    /// Probes of a tunnel say something new of its other end.
+    Liveness {
+        /// The tunnel.
+        conn: ConnId,
+        /// What.
+        change: Change,
     },
     /// A packet wanted to go to a peer without a tunnel.
     Wanted(PeerIx),
@@ -256,6 +269,8 @@ pub enum Output {
         /// What.
         message: Message,
     },
+    /// All tunnels to be probed, and how.
+    Probe(BTreeMap<ConnId, ProbeParams>),
     /// What new connections say first.
     Hello(Hello),
     /// Put on disk.

@@ -39,6 +39,8 @@ pub struct Tunnel {
     pub since_unix_ms: u64,
     /// Largest inner packet.
     pub mtu: u32,
+    /// Probes say that its other end is silent: it carries no egress.
+    pub silent: bool,
 }
 
 /// Another node.

@@ -33,6 +33,7 @@ mod exchange;
 pub mod gauges;
 pub mod host;
 pub mod kernel;
+pub mod liveness;
 pub mod members;
 mod publish;
 mod reload;
@@ -100,8 +101,8 @@ pub struct Counts {
     pub handshake_failures: BTreeMap<&'static str, u64>,
     /// Those that succeeded.
     pub handshakes: Handshakes,
-    /// Changes from one egress node to another.
-    pub egress_failovers: BTreeMap<NetworkName, u64>,
+    /// Changes from one egress node to another, by cause.
+    pub egress_failovers: BTreeMap<(NetworkName, rib::FailoverCause), u64>,
     /// Records refused.
     pub records_refused: u64,
     /// The last reload was rejected.
@@ -127,6 +128,8 @@ pub struct Control {
     own_name_elsewhere: u32,
     /// The networks' numbers have changed since the start: a hello may be older than that.
     renumbered: bool,
+    /// Tunnels that are probed.
+    probed: BTreeMap<event::ConnId, liveness::ProbeParams>,
     traces: trace::Traces,
     outputs: VecDeque<Output>,
 }
@@ -181,6 +184,7 @@ impl Control {
             answers: Limiter::default(),
             own_name_elsewhere: 0,
             renumbered: false,
+            probed: BTreeMap::new(),
             traces: trace::Traces::default(),
             outputs,
         };
@@ -226,6 +230,7 @@ impl Control {
                     tunnel.mtu = mtu;
                 }
             }
+            Input::Liveness { conn, change } => self.liveness(conn, change),
             Input::Wanted(ix) => {
                 if let Some(peer) =
                     self.members.name(ix).cloned().and_then(|n| self.members.peers.get_mut(&n))

@@ -1,12 +1,12 @@
 //! What is known becomes what packets and the kernel see, and what is kept on disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_proto::NetworkName;
+use mesh_proto::{NetworkName, NodeId};
 
 use super::event::{Output, Saved, Target, TunnelSpec};
-use super::rib::Election;
+use super::rib::{Election, FailoverCause};
 use super::{Control, kernel, members, rib};
 use crate::forward::fib::NetworkSpec;
 use crate::notice::Notice;
@@ -35,10 +35,28 @@ impl Control {
             self.published.1.clone_from(&tunnels);
             self.outputs.push_back(Output::Publish { networks, tunnels });
         }
+        self.probe();
         let host = kernel::host_state(&self.local, &self.members, &self.elections);
         if *self.published.2 != host {
             self.published.2 = Arc::new(host);
             self.outputs.push_back(Output::SyncHost(self.published.2.clone()));
+        }
+    }
+
+    /// Egress nodes in use and their standbys are probed: everybody feels when one fails.
+    fn probe(&mut self) {
+        let candidates = self.elections.values().flatten().flat_map(|election| &election.candidates);
+        let nodes: BTreeSet<&NodeId> = candidates.map(|candidate| &candidate.node).collect();
+        let wanted = nodes.into_iter().filter_map(|node| {
+            let conn = self.members.peers.get(node)?.tunnel.as_ref()?.conn;
+            let mut seeds = self.members.seeds.iter().filter(|(_, seed)| seed.node.as_ref() == Some(node));
+            let own = seeds.find_map(|(endpoint, _)| self.local.probes.get(endpoint));
+            Some((conn, *own.unwrap_or(&self.local.probe)))
+        });
+        let wanted: BTreeMap<_, _> = wanted.collect();
+        if wanted != self.probed {
+            self.probed.clone_from(&wanted);
+            self.outputs.push_back(Output::Probe(wanted));
         }
     }
 
@@ -57,8 +75,15 @@ impl Control {
                         Some(to) => Notice::EgressElected { network: at, destination, from, to },
                         None => Notice::EgressLost { network: at, destination, from },
                     }));
-                    if before.is_some() && election.elected.is_some() {
-                        *self.counts.egress_failovers.entry(network.clone()).or_default() += 1;
+                    if let Some(before) = before.filter(|_| election.elected.is_some()) {
+                        let alive = election.candidates.iter().any(|c| c.node == before && c.alive);
+                        let tunnel = self.members.peers.get(&before).and_then(|peer| peer.tunnel.as_ref());
+                        let cause = match tunnel {
+                            _ if alive => FailoverCause::Preferred,
+                            Some(tunnel) if tunnel.silent => FailoverCause::Liveness,
+                            _ => FailoverCause::Tunnel,
+                        };
+                        *self.counts.egress_failovers.entry((network.clone(), cause)).or_default() += 1;
                     }
                 }
             }

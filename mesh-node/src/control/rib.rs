@@ -49,6 +49,31 @@ pub struct Candidate {
     pub alive: bool,
 }
 
+/// Why an egress node has lost its role to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FailoverCause {
+    /// Its tunnel is gone, or it no longer offers egress.
+    Tunnel,
+    /// It does not answer probes.
+    Liveness,
+    /// One that is preferred has come up.
+    Preferred,
+}
+
+impl FailoverCause {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tunnel, Self::Liveness, Self::Preferred];
+
+    /// The metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tunnel => "tunnel",
+            Self::Liveness => "liveness",
+            Self::Preferred => "preferred",
+        }
+    }
+}
+
 /// Who carries a destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Election {
@@ -157,7 +182,8 @@ pub fn elect(
         order.sort_by_key(|n| (offers.get(n).map(|o| o.priority), *n));
     }
     let alive = |node: &NodeId| {
-        *node == local.identity.node || members.peers.get(node).is_some_and(|p| p.tunnel.is_some())
+        *node == local.identity.node
+            || members.peers.get(node).is_some_and(|p| p.tunnel.as_ref().is_some_and(|t| !t.silent))
     };
     let mut destinations: Vec<Prefix> =
         order.iter().filter_map(|n| offers.get(n)).flat_map(|o| o.destinations.iter().copied()).collect();

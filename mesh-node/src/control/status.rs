@@ -331,6 +331,15 @@ impl Control {
         all
     }
 
+    fn candidate_state(&self, candidate: &rib::Candidate) -> &'static str {
+        let tunnel = self.members.peers.get(&candidate.node).and_then(|peer| peer.tunnel.as_ref());
+        match tunnel {
+            _ if candidate.alive => "alive",
+            Some(tunnel) if tunnel.silent => "silent",
+            _ => "down",
+        }
+    }
+
     /// Elected egress nodes.
     pub fn egress(&self) -> api::EgressAnswer {
         let mut egress = Vec::new();
@@ -371,7 +380,7 @@ impl Control {
                 };
                 let candidate = |c: &rib::Candidate| api::Candidate {
                     node: c.node.to_string(),
-                    state: if c.alive { "alive" } else { "down" }.into(),
+                    state: self.candidate_state(c).into(),
                 };
                 egress.push(api::Egress {
                     network: network.name.to_string(),

@@ -11,6 +11,7 @@ use tracing::debug;
 
 use super::Control;
 use super::event::{ConnId, Now, Output, Reason, Target};
+use super::liveness::Change;
 use super::members::{Stranger, Tunnel};
 use super::sessions::{Claim, Dialer};
 use crate::notice::Notice;
@@ -71,6 +72,7 @@ impl Control {
             claim,
             since_unix_ms: now.unix_ms,
             mtu: u32::from(MIN_UDP_PAYLOAD) - 40,
+            silent: false,
         });
         self.members.strangers.retain(|_, s| s.node.as_ref() != Some(&node));
         self.members.conns.insert(conn, node);
@@ -221,6 +223,26 @@ impl Control {
             self.drop_tunnel(conn, CloseCode::Expired, format!("the certificate of {node} has expired"), now);
         }
         self.refresh();
+    }
+
+    /// Probes say something new of a tunnel's other end. The tunnel stays: it may be a moment of theirs, and what does not
+    /// leave the mesh has no better way.
+    pub(super) fn liveness(&mut self, conn: ConnId, change: Change) {
+        // who probes us is answered; what we think of it is of no use
+        let Some(node) = self.members.conns.get(&conn).filter(|_| self.probed.contains_key(&conn)).cloned()
+        else {
+            return;
+        };
+        let Some(peer) = self.members.peers.get_mut(&node) else { return };
+        let Some(tunnel) = peer.tunnel.as_mut().filter(|tunnel| tunnel.conn == conn) else { return };
+        let was = tunnel.silent;
+        tunnel.silent = matches!(change, Change::Silent(_));
+        if let Change::Silent(silence) = change {
+            peer.failed = true;
+            self.tell(Notice::PeerSilent { peer: node, elapsed_ms: silence.as_millis() as u64 });
+        } else if was {
+            self.tell(Notice::PeerHeard { peer: node });
+        }
     }
 
     pub(super) fn tunnel_mut(&mut self, conn: ConnId) -> Option<&mut Tunnel> {

@@ -15,6 +15,7 @@ use super::quic::socket_drops::socket_drops;
 use super::tun::drops::{DeviceDrops, device_drops};
 use crate::control::event::LocalNetwork;
 use crate::control::gauges::EgressGauge;
+use crate::control::rib::FailoverCause;
 use crate::control::status::Traffic;
 use crate::control::{Control, HANDSHAKE_BUCKETS};
 use crate::forward::counters::{Counters, Direction, Flow, Snapshot, TrafficCount, Worker};
@@ -163,7 +164,12 @@ fn network(
         egress: control.egress_gauges(network).into_iter().map(egress).collect(),
         carried_receive: count.flow(Flow::CarriedReceive),
         carried_transmit: count.flow(Flow::CarriedTransmit),
-        egress_failovers: control.counts().egress_failovers.get(&network.name).copied().unwrap_or(0),
+        egress_failovers: FailoverCause::ALL
+            .map(|cause| {
+                let key = (network.name.clone(), cause);
+                (cause.as_str(), control.counts().egress_failovers.get(&key).copied().unwrap_or(0))
+            })
+            .to_vec(),
     }
 }
 

@@ -149,6 +149,18 @@ notices! {
         says "tunnel down";
         remedy "see `mesh-ctl peer show NAME`: is that host up, does its node run, does UDP pass between the two?";
 
+    /// An egress node no longer answers probes: a standby takes over. Its tunnel stays until the keep-alive gives it up as well.
+    PeerSilent { peer: NodeId, elapsed_ms: u64 }
+        is "peer_silent", Warn, Each;
+        says "egress node is silent";
+        remedy "see `mesh-ctl egress`; is that host up, or so busy that its node does not run? `probe` in [node] may be too strict for the path";
+
+    /// An egress node that was silent is heard again.
+    PeerHeard { peer: NodeId }
+        is "peer_heard", Info, Each;
+        says "egress node is heard again";
+        remedy "";
+
     /// A peer stopped politely.
     PeerLeft { peer: NodeId }
         is "peer_left", Info, Each;

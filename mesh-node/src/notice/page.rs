@@ -16,6 +16,7 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("device", "TUN device"),
     ("dialed", "whether this node dialled it"),
     ("died", "whether it panicked, rather than hung"),
+    ("elapsed_ms", "how long, in milliseconds"),
     ("endpoint", "address and UDP port in the underlay"),
     ("endpoints", "those told to other nodes"),
     ("error", "what went wrong, with the values"),

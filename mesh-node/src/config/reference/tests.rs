@@ -16,6 +16,7 @@ const TABLES: &[(&str, &str, &str)] = &[
         "Where to find the mesh; once for each member that is named. May be left out on a first node.",
     ),
     ("network", "[[network]]", "A network of VMs, and its segment on this host; once for each."),
+    ("probe", "probe = { ... }", "The values of `probe`, in `[node]` and in a `[[peer]]`."),
     (
         "announce",
         "announce = [{ ... }]",
@@ -83,6 +84,7 @@ fn document(k: &Key, value: &str) -> String {
     }
     match k.table {
         "node" => format!("[node]\n{line}"),
+        "probe" => format!("[node]\nprobe = {{ {} = {value} }}\n", k.key),
         "peer" => with("peer", &[("endpoint", r#""198.51.100.12:4650""#)]),
         "network" => with("network", &base),
         "announce" => {
@@ -130,7 +132,9 @@ fn each_example_is_accepted_and_each_key_is_once_in_the_table() {
 
 #[test]
 fn a_default_written_as_a_value_is_what_a_missing_key_means() {
-    for k in KEYS.iter().filter(|k| !["announce", "peer"].contains(&k.table) && k.default != REQUIRED) {
+    for k in
+        KEYS.iter().filter(|k| !["announce", "peer", "probe"].contains(&k.table) && k.default != REQUIRED)
+    {
         let value = toml::from_str::<toml::Table>(&format!("{} = {}", k.key, k.default));
         if value.is_err() {
             assert!(!k.default.starts_with(['"', '[']), "{}.{}: {}", k.table, k.key, k.default);
@@ -174,7 +178,7 @@ fn the_example_file_names_every_key_and_holds_with_all_of_them_set() {
             table = line.trim_matches(['[', ']']).to_owned();
         } else if let Some((key, value)) = line.split_once(" = ") {
             named.push((table.clone(), key.to_owned()));
-            let inner = KEYS.iter().filter(|k| k.table == "announce" && key == "announce");
+            let inner = KEYS.iter().filter(|k| k.table == key && ["announce", "probe"].contains(&k.table));
             named.extend(
                 inner
                     .filter(|k| value.contains(&format!("{} = ", k.key)))

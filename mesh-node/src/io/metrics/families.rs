@@ -185,9 +185,11 @@ fn egress(input: &MetricsInput) -> Vec<MetricFamily> {
             .iter()
             .map(|&(state, count)| (vec![("network", n.network.as_str()), ("state", state)], count as f64))
     });
-    let failovers = networks
-        .iter()
-        .map(|n| (vec![("network", n.network.as_str()), ("cause", "tunnel")], n.egress_failovers as f64));
+    let failovers = networks.iter().flat_map(|n| {
+        n.egress_failovers
+            .iter()
+            .map(|&(cause, count)| (vec![("network", n.network.as_str()), ("cause", cause)], count as f64))
+    });
     let probes = input.probes.iter().map(|(target, ok)| (vec![("target", target.as_str())], truth(*ok)));
     vec![
         gauge(

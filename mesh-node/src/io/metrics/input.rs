@@ -85,8 +85,8 @@ pub struct NetworkMetrics {
     pub carried_receive: TrafficCount,
     /// For other nodes, to the Internet.
     pub carried_transmit: TrafficCount,
-    /// Times that another egress node took over because the tunnel to the former was gone.
-    pub egress_failovers: u64,
+    /// Times that another egress node took over, by cause; all causes.
+    pub egress_failovers: Vec<(&'static str, u64)>,
 }
 
 /// An egress node's numbers, as seen from where the traffic comes from.

@@ -21,6 +21,7 @@ fn input() -> MetricsInput {
         networks: vec![NetworkMetrics {
             network: "default".into(),
             routes_by_state: vec![("installed", 2)],
+            egress_failovers: vec![("tunnel", 0)],
             egress_by_state: vec![("standby", 1)],
             egress: vec![EgressMetrics { node: "ph2".into(), active: true, ..EgressMetrics::default() }],
             ..NetworkMetrics::default()

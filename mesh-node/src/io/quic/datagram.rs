@@ -25,7 +25,7 @@ use quinn::{
 };
 use tokio::sync::mpsc;
 
-use super::echo::Echoes;
+use super::aside::Aside;
 use crate::tunnel::{Carrier, InBatch, OutBatch, Sent, Tunnel};
 
 /// What quinn may hold for a peer before the outbound thread has to wait: a full batch and a bit. More is delay only,
@@ -234,7 +234,7 @@ pub async fn read_datagrams(
     connection: quinn::Connection,
     tunnel: Arc<Tunnel>,
     inbound: InboundSender,
-    echoes: Arc<Echoes>,
+    aside: Aside,
 ) -> quinn::ConnectionError {
     let mut losses = Losses::default();
     loop {
@@ -262,7 +262,8 @@ pub async fn read_datagrams(
                 return reason;
             }
         };
-        if echoes.took(&connection, &first) {
+        aside.heard.now();
+        if aside.took(&connection, &first) {
             losses.read += 1;
             continue;
         }
@@ -270,7 +271,7 @@ pub async fn read_datagrams(
         frames.push(first);
         while frames.len() < MAX_BATCH {
             match connection.read_datagram().now_or_never() {
-                Some(Ok(frame)) if echoes.took(&connection, &frame) => losses.read += 1,
+                Some(Ok(frame)) if aside.took(&connection, &frame) => losses.read += 1,
                 Some(Ok(frame)) => frames.push(frame),
                 // An error is told again by the next read.
                 _ => break,

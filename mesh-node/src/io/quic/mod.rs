@@ -1,4 +1,5 @@
 //! QUIC: TLS, the endpoint, connections with their control streams, and packets as DATAGRAM frames.
+pub mod aside;
 pub mod connection;
 pub mod datagram;
 pub mod echo;

@@ -1,0 +1,227 @@
+//! Drives the probes of all tunnels: one thread of packet rank, so that neither bulk traffic nor a busy runtime makes a live peer
+//! look dead. What a probe means is `control::liveness`'s; who is probed, `Control`'s. A peer that probes us is answered whether
+//! we want to know of it or not.
+//!
+//! ```text
+//!  reader task of a connection --Heard--> thread --probe--> quinn      (DATAGRAM frames, beside packets)
+//!  control loop ---Want, Forget-------->    |
+//!                                           +--Input::Liveness--> control loop
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mesh_proto::frame;
+use mesh_proto::liveness::{Probe, State};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::sync::mpsc;
+
+use super::quic::connection::Event;
+use crate::control::event::{ConnId, Input};
+use crate::control::liveness::{Change, ProbeParams, Session};
+
+/// Longest sleep without a session: nothing is missed, since every message wakes.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// Between two tries to tell a full control loop.
+const RETRY: Duration = Duration::from_millis(5);
+
+enum Message {
+    Open { conn: ConnId, connection: quinn::Connection, heard: Arc<Heard> },
+    Want { wanted: BTreeMap<ConnId, ProbeParams> },
+    Probed { conn: ConnId, probe: Probe, at: Instant },
+    Close { conn: ConnId },
+}
+
+/// When something came from a peer last: written by its reader task once a batch.
+#[derive(Debug)]
+pub struct Heard {
+    origin: Instant,
+    after_us: AtomicU64,
+}
+
+impl Default for Heard {
+    fn default() -> Self {
+        Self { origin: Instant::now(), after_us: AtomicU64::new(0) }
+    }
+}
+
+impl Heard {
+    /// Something has come.
+    pub fn now(&self) {
+        self.after_us.store(self.origin.elapsed().as_micros() as u64, Relaxed);
+    }
+
+    fn last(&self) -> Instant {
+        self.origin + Duration::from_micros(self.after_us.load(Relaxed))
+    }
+}
+
+/// How the rest of the node talks to the thread. It ends when the last of these is dropped.
+#[derive(Debug, Clone)]
+pub struct Prober(Sender<Message>);
+
+impl Prober {
+    /// Starts the thread; `prioritise` gives it the rank of a packet thread.
+    pub fn start(events: mpsc::Sender<Event>, prioritise: fn()) -> std::io::Result<Self> {
+        let (sender, messages) = channel();
+        let rng = SmallRng::seed_from_u64(super::chance());
+        let thread = Thread { messages, events, sessions: BTreeMap::new(), wanted: BTreeMap::new(), rng };
+        std::thread::Builder::new().name("mesh-live".to_owned()).spawn(move || {
+            prioritise();
+            thread.run();
+        })?;
+        Ok(Self(sender))
+    }
+
+    /// A tunnel is there; its probes come to `took`, and whatever else comes is noted in `heard`.
+    pub fn open(&self, conn: ConnId, connection: quinn::Connection, heard: Arc<Heard>) {
+        self.send(Message::Open { conn, connection, heard });
+    }
+
+    /// A tunnel is gone.
+    pub fn close(&self, conn: ConnId) {
+        self.send(Message::Close { conn });
+    }
+
+    /// All tunnels that are to be probed, and how.
+    pub fn want(&self, wanted: BTreeMap<ConnId, ProbeParams>) {
+        self.send(Message::Want { wanted });
+    }
+
+    /// Takes a frame that is a probe; `false` if it is none. One that is malformed is none either, and is counted as a bad frame.
+    pub fn took(&self, conn: ConnId, frame: &[u8]) -> bool {
+        let Some(probe) = frame::probe(frame).and_then(|bytes| Probe::decode(bytes).ok()) else {
+            return false;
+        };
+        self.send(Message::Probed { conn, probe, at: Instant::now() });
+        true
+    }
+
+    fn send(&self, message: Message) {
+        // the thread ends after its senders only
+        let _ = self.0.send(message);
+    }
+}
+
+/// A tunnel, with a session where one of its ends wants one.
+struct Tunnel {
+    connection: quinn::Connection,
+    heard: Arc<Heard>,
+    session: Option<Session>,
+    /// Whether we want the session, not the peer alone.
+    ours: bool,
+    /// Not told yet.
+    untold: Option<Change>,
+}
+
+struct Thread {
+    messages: Receiver<Message>,
+    events: mpsc::Sender<Event>,
+    sessions: BTreeMap<ConnId, Tunnel>,
+    wanted: BTreeMap<ConnId, ProbeParams>,
+    rng: SmallRng,
+}
+
+impl Thread {
+    fn run(mut self) {
+        loop {
+            let now = Instant::now();
+            match self.messages.recv_timeout(self.next(now).saturating_duration_since(now)) {
+                Ok(message) => {
+                    self.message(message);
+                    // all that has come meanwhile, before anybody is called silent
+                    while let Ok(message) = self.messages.try_recv() {
+                        self.message(message);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.due(Instant::now());
+        }
+    }
+
+    fn next(&self, now: Instant) -> Instant {
+        let due = self.sessions.values().filter_map(|tunnel| {
+            let retry = tunnel.untold.map(|_| now + RETRY);
+            let session = tunnel.session.as_ref().map(Session::poll_timeout);
+            retry.into_iter().chain(session).min()
+        });
+        due.min().unwrap_or(now + IDLE)
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Open { conn, connection, heard } => {
+                self.sessions
+                    .insert(conn, Tunnel { connection, heard, session: None, ours: false, untold: None });
+                self.adapt();
+            }
+            Message::Want { wanted } => {
+                self.wanted = wanted;
+                self.adapt();
+            }
+            Message::Probed { conn, probe, at } => {
+                let Some(tunnel) = self.sessions.get_mut(&conn) else { return };
+                let answering = || Session::answering(conn.0 as u32, &probe, at);
+                let session = tunnel.session.get_or_insert_with(answering);
+                tunnel.untold = session.handle_probe(&probe, at).or(tunnel.untold);
+                if probe.state == State::AdminDown && !tunnel.ours {
+                    tunnel.session = None;
+                }
+            }
+            Message::Close { conn } => drop(self.sessions.remove(&conn)),
+        }
+    }
+
+    /// Begins and ends sessions as wanted. One that the other side wants goes on.
+    fn adapt(&mut self) {
+        let now = Instant::now();
+        for (conn, tunnel) in &mut self.sessions {
+            let has = tunnel.session.as_ref().map(Session::params);
+            match self.wanted.get(conn) {
+                Some(wanted) if has != Some(*wanted) => {
+                    tunnel.session = Some(Session::new(conn.0 as u32, *wanted, now));
+                    tunnel.ours = true;
+                }
+                Some(_) => tunnel.ours = true,
+                None if tunnel.ours => {
+                    tunnel.ours = false;
+                    if let Some(mut session) = tunnel.session.take() {
+                        send(&tunnel.connection, &session.farewell());
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn due(&mut self, now: Instant) {
+        for (conn, tunnel) in &mut self.sessions {
+            if let Some(session) = &mut tunnel.session {
+                session.handle_traffic(tunnel.heard.last());
+                tunnel.untold = session.handle_timeout(now).or(tunnel.untold);
+                if let Some(probe) = session.poll_transmit(now, &mut self.rng) {
+                    send(&tunnel.connection, &probe);
+                }
+            }
+            let Some(change) = tunnel.untold.take() else { continue };
+            let input = Input::Liveness { conn: *conn, change };
+            if let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(Event::Input(input)) {
+                tunnel.untold = Some(change);
+            }
+        }
+    }
+}
+
+/// A full buffer gives its oldest packet for it: a probe that waits is a false alarm.
+fn send(connection: &quinn::Connection, probe: &Probe) {
+    // a connection that has ended is told by its task
+    let _ = connection.send_datagram(Bytes::copy_from_slice(&frame::probe_frame(&probe.encode())));
+}
