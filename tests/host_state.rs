@@ -101,6 +101,7 @@ fn state() -> HostState {
                     interface: Some("eth0".into()),
                     snat: vec![address("203.0.113.1"), address("2001:db8::1")],
                 }),
+                own: Default::default(),
                 expose: vec![Expose::Icmp, Expose::Tcp(22), Expose::Udp(53)],
             },
             HostNetwork {
@@ -116,6 +117,7 @@ fn state() -> HostState {
                 ],
                 out: HostOut::Local(HostEgress { interface: None, snat: vec![] }),
                 offer: None,
+                own: Default::default(),
                 expose: vec![Expose::All],
             },
         ],

@@ -6,7 +6,7 @@
 )]
 
 use lab::world::{WEB4, WEB6, wait_until};
-use lab::{Lab, Plan};
+use lab::{Host, Lab, Net, Plan, Vm};
 use std::time::{Duration, Instant};
 
 fn sees(lab: &Lab, vm: &str) -> String {
@@ -39,7 +39,7 @@ fn private_machines_leave_by_the_egress_nodes_address() {
 
 #[test]
 fn egress_works_with_strict_reverse_path_filters_and_by_ipv6() {
-    let strict = |host: lab::Host| host.rp_filter(1);
+    let strict = |host: Host| host.rp_filter(1);
     let plan = Plan::standard("", 3).with("ph1", strict).with("ph2", strict).with("ph3", |mut host| {
         host.offers[0].snat = vec!["198.51.100.13".into(), "2001:db8:100::13".into()];
         host.rp_filter(1)
@@ -122,4 +122,37 @@ fn the_standby_takes_over_from_a_node_that_leaves_politely() {
     assert!(sees_within(&lab, "vm1", "198.51.100.13", Duration::from_secs(5)));
     lab.stop_node("ph3").unwrap();
     assert!(sees_within(&lab, "vm1", "198.51.100.12", Duration::from_secs(3)), "{}", sees(&lab, "vm1"));
+}
+
+#[test]
+fn the_egress_node_s_own_vms_leave_by_it_also_where_nothing_is_mapped() {
+    // unique subnets on every host, and a firewall that takes tracked connections seriously
+    let firewall = "table inet office {\n chain forward {\n  type filter hook forward priority filter; policy drop;\n  \
+                    ct state invalid drop\n  ct state established,related accept\n  iifname \"vmnet1\" accept\n  \
+                    iifname \"mesh-default\" accept\n }\n}\n";
+    let mut plan = Plan::new("");
+    for i in 1..=2 {
+        let (host, four, six) = (format!("ph{i}"), format!("10.50.{i}"), format!("fd00:50:{i}:"));
+        let net = Net::new("default", "vmnet1")
+            .subnet(&format!("{four}.1/24"), &format!("{four}.0/24"), &format!("{four}.0/24"))
+            .subnet(&format!("{six}:1/64"), &format!("{six}:/64"), &format!("{six}:/64"))
+            .egress(&["ph2"]);
+        let mut host = Host::new(&host).net(net).ruleset(firewall);
+        if i == 2 {
+            host = host.offer("default", &["198.51.100.12"], 100);
+        }
+        let vm = Vm::new(&format!("vm{i}"), &format!("ph{i}"), "vmnet1", &format!("{four}.10/24"));
+        plan = plan.host(host).vm(vm.address(&format!("{six}:10/64")));
+    }
+    let mut lab = Lab::start(plan).unwrap();
+    let wire = lab.capture("gw", "br0", "net 10.50.0.0/16 or net fd00:50::/32").unwrap();
+    for vm in ["vm1", "vm2"] {
+        assert!(sees_within(&lab, vm, "198.51.100.12", Duration::from_secs(5)), "{vm}: {}", sees(&lab, vm));
+        assert!(lab.web(vm, WEB6, None).is_some(), "{vm} by IPv6");
+        assert!(lab.ping(vm, WEB4), "{vm}");
+    }
+    assert!(lab.ping_within(Duration::from_secs(5), "vm2", "10.50.1.10"), "the mesh is not the Internet");
+    assert!(!lab.ping("vm2", "198.51.100.11"), "connected networks stay closed");
+    let seen = wire.stop().unwrap();
+    assert!(seen.lines.is_empty(), "private sources outside: {:?}", seen.lines.first());
 }

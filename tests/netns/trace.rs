@@ -406,9 +406,23 @@ fn every_hop_of_an_announced_address_that_leaves_by_the_egress_node_is_where_the
     ];
     let case = Case { vm: ("pub1", "ph1"), from: "203.0.113.11", to: WEB4, table: &of_another_host, ..CASE };
     check(&mut lab, &case);
-    // on the egress node itself: no SNAT, as its packets are one flow before and after the TUN
-    let case = Case { asked: "ph2", vm: ("pub2", "ph2"), from: "203.0.113.12", to: WEB4, ..CASE };
-    refused(&mut lab, &case, "ph2", "internet = \"own\"");
+    // on the egress node itself it leaves at once, and its answers come in the same way
+    let of_this_host = [
+        ("vm", "203.0.113.12", WEB4),
+        ("ph2", "198.51.100.12", WEB4),
+        ("internet", WEB4, "198.51.100.12"),
+        ("ph2", WEB4, "203.0.113.12"),
+        ("vm", WEB4, "203.0.113.12"),
+    ];
+    let case = Case {
+        asked: "ph2",
+        vm: ("pub2", "ph2"),
+        from: "203.0.113.12",
+        to: WEB4,
+        table: &of_this_host,
+        ..CASE
+    };
+    check(&mut lab, &case);
 }
 
 #[test]
@@ -455,9 +469,16 @@ fn every_hop_of_a_network_that_is_not_translated_is_where_the_table_says() {
         ("vm", WEB4, one),
     ];
     check(&mut lab, &Case { from: one, to: WEB4, table: &by_egress, ..CASE });
-    // a VM of the egress node: no SNAT, as its packets are one flow before and after the TUN
-    let case = Case { asked: "ph2", vm: ("vm2", "ph2"), from: two, to: WEB4, ..CASE };
-    refused(&mut lab, &case, "ph2", "set egress = \"local\"");
+    // a VM of the egress node
+    let at_once = [
+        ("vm", two, WEB4),
+        ("ph2", masqueraded, WEB4),
+        ("internet", WEB4, masqueraded),
+        ("ph2", WEB4, two),
+        ("vm", WEB4, two),
+    ];
+    let case = Case { asked: "ph2", vm: ("vm2", "ph2"), from: two, to: WEB4, table: &at_once, ..CASE };
+    check(&mut lab, &case);
 }
 
 /// An operator's firewall that lets the mesh pass and drops all else, by state.

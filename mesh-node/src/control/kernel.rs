@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use mesh_proto::{NetworkName, NodeId};
+use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use super::event::{LocalNetwork, LocalNode};
-use super::host::{HostAnnounced, HostEgress, HostNetwork, HostOut, HostState, MeshRoute};
+use super::host::{HostAnnounced, HostEgress, HostNetwork, HostOut, HostState, MeshRoute, OwnEgress};
 use super::members::{FULL_MESH, Members};
 use super::rib::{self, Election};
 use crate::config::EgressChoice;
@@ -38,6 +38,7 @@ pub fn host_state(
             routes: routes(local, network, members),
             out: out(local, network, members, elected),
             offer: own_egress(local, &network.name).filter(|_| local.identity.grants.egress),
+            own: own(local, network, elected),
             expose: local.expose.clone(),
         }
     };
@@ -89,6 +90,29 @@ fn out(local: &LocalNode, network: &LocalNetwork, members: &Members, elections: 
         EgressChoice::Nodes(_) | EgressChoice::Auto => {
             HostOut::Tunnel { mtu4: smallest(true), mtu6: smallest(false) }
         }
+    }
+}
+
+fn own(local: &LocalNode, network: &LocalNetwork, elections: &[Election]) -> OwnEgress {
+    let by: Vec<(Prefix, bool)> =
+        elections.iter().map(|e| (e.destination, e.elected.as_ref() == Some(&local.identity.node))).collect();
+    let offered = rib::offer_rules(local, &network.name);
+    if offered.is_empty() || !by.iter().any(|(_, own)| *own) {
+        return OwnEgress::default();
+    }
+    let longest = |rules: &[(Prefix, bool)], of: &Prefix| {
+        let matches = rules.iter().filter(|(prefix, _)| prefix.covers(of));
+        matches.max_by_key(|(prefix, _)| prefix.len()).is_some_and(|(_, yes)| *yes)
+    };
+    let mut prefixes: Vec<Prefix> = by.iter().chain(&offered).map(|(prefix, _)| *prefix).collect();
+    prefixes.sort();
+    prefixes.dedup();
+    let leaves = |prefix: Prefix| (prefix, longest(&by, &prefix) && longest(&offered, &prefix));
+    let unmapped = network.maps.iter().filter(|(subnet, prefix)| subnet == prefix).map(|(subnet, _)| *subnet);
+    let announced = network.announce.iter().filter(|a| !a.internet_own).map(|a| a.prefix);
+    OwnEgress {
+        sources: unmapped.chain(announced).collect(),
+        destinations: prefixes.into_iter().map(leaves).collect(),
     }
 }
 

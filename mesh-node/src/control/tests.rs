@@ -824,3 +824,19 @@ fn an_old_record_replayed_by_a_peer_changes_nothing() {
     world.input("ph1", Input::Message { conn, message: Message::Records(vec![signed]) });
     assert_eq!(world.peer_of("ph1", "ph2").record.as_ref().unwrap().record, before);
 }
+
+#[test]
+fn what_is_not_mapped_leaves_its_own_egress_node_past_the_tun_and_only_where_both_agree() {
+    let mut world = World::new();
+    world.start(1, &[], listed(&["ph1", "ph2"]), true);
+    world.run(Duration::from_secs(1));
+    let own = |world: &World| world.nodes["ph1"].host.as_ref().unwrap().networks[0].own.clone();
+    assert_eq!(own(&world).sources, [], "its subnet is mapped: the TUN tells the two flows apart");
+    let roots = world.roots.clone();
+    world.reload("ph1", &roots, |local| local.networks[0].maps[0].0 = local.networks[0].maps[0].1);
+    world.settle();
+    let own = own(&world);
+    let leaves = |to: &str| own.has("10.77.1.10".parse().unwrap(), to.parse().unwrap());
+    assert_eq!(["8.8.8.8", "10.9.9.9", "198.51.100.7"].map(leaves), [true, false, false]);
+    assert!(!own.has("10.77.2.10".parse().unwrap(), "8.8.8.8".parse().unwrap()), "others come by the TUN");
+}

@@ -141,6 +141,26 @@ pub enum HostOut {
     Local(HostEgress),
 }
 
+/// What this host's own VMs send to the Internet with sources that the mesh leaves as they are, where this node is the egress
+/// node in use. It is routed at once, past the TUN: through it, it would come out as the very flow that went in, and
+/// conntrack decides on NAT once a flow.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnEgress {
+    /// Whose.
+    pub sources: Vec<Prefix>,
+    /// Whether it leaves here, by longest match of the destination.
+    pub destinations: Vec<(Prefix, bool)>,
+}
+
+impl OwnEgress {
+    /// Whether a packet is of this kind.
+    pub fn has(&self, source: IpAddr, destination: IpAddr) -> bool {
+        let matches = self.destinations.iter().filter(|(prefix, _)| prefix.contains(destination));
+        self.sources.iter().any(|prefix| prefix.contains(source))
+            && matches.max_by_key(|(prefix, _)| prefix.len()).is_some_and(|(_, leaves)| *leaves)
+    }
+}
+
 /// The kernel side of one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostNetwork {
@@ -162,6 +182,8 @@ pub struct HostNetwork {
     pub out: HostOut,
     /// Whether this node offers egress for the network, and how.
     pub offer: Option<HostEgress>,
+    /// What needs no TUN on its way out.
+    pub own: OwnEgress,
     /// What of the host the mesh may reach.
     pub expose: Vec<crate::forward::fib::Expose>,
 }

@@ -147,8 +147,14 @@ impl Family<'_> {
     /// Egress flows and their replies.
     fn marked(&mut self, network: &HostNetwork) {
         let mark = egress_mark(network.slot);
-        if matches!(network.out, HostOut::Local(_)) {
+        if matches!(network.out, HostOut::Local(_)) || !network.own.sources.is_empty() {
             self.add(20, Match::iif(&network.segment).marked(mark), Action::Table(MAIN_TABLE));
+        }
+        let v4 = self.v4;
+        for announced in network.announced.iter().filter(|a| !a.internet_own && a.prefix.is_v4() == v4) {
+            // an answer: not into the TUN, where it would be a flow of its own
+            let answer = Match { to: Some(announced.prefix), ..Match::mark(mark) };
+            self.add(20, answer, Action::Table(in_table(network.slot)));
         }
         self.add(21, Match::mark(mark), Action::Table(mesh_table(network.slot)));
         // For lookups of nft's `fib` alone, which come as the host's own.

@@ -62,6 +62,9 @@ fn write_table(out: &mut String, state: &HostState) -> std::fmt::Result {
         let announced = announced.filter(|prefix| prefix.is_v4() == v4);
         write_set(out, &format!("all{number}"), v4, all.iter().map(|r| r.prefix).chain(announced).collect())?;
     }
+    for network in state.networks.iter().filter(|network| !network.own.sources.is_empty()) {
+        own_chain(out, network)?;
+    }
     chain(out, "pre", "filter hook prerouting priority mangle", |lines| {
         state.networks.iter().for_each(|network| mark_lines(lines, state, network));
     })?;
@@ -106,11 +109,7 @@ fn chain(out: &mut String, name: &str, hook: &str, fill: impl FnOnce(&mut Vec<St
 /// Chain `pre`: what belongs to an egress flow, or to one of the host's own with its VM, carries the network's mark.
 fn mark_lines(lines: &mut Vec<String>, state: &HostState, network: &HostNetwork) {
     let (tun, seg) = (quoted(&network.tun), quoted(&network.segment));
-    let mark = format!(
-        "meta mark set meta mark & {keep:#010x} | {mark:#010x} ct mark set ct mark & {keep:#010x} | {mark:#010x}",
-        keep = !MARK_MASK,
-        mark = egress_mark(network.slot),
-    );
+    let mark = mark_statement(network);
     lines.push(reply_line(network));
     for v4 in [true, false].into_iter().filter(|v4| network.uses_family(*v4)) {
         let (ip, number) = if v4 { ("ip", 4) } else { ("ip6", 6) };
@@ -138,6 +137,14 @@ fn mark_lines(lines: &mut Vec<String>, state: &HostState, network: &HostNetwork)
                 from = braced(subnets.clone()),
             ));
         }
+        let own: Vec<Prefix> = network.own.sources.iter().copied().filter(of_family).collect();
+        if !own.is_empty() {
+            lines.push(format!(
+                "iifname {seg} ct direction original {ip} saddr {from} {ip} daddr != @all{number} jump own{slot}",
+                from = braced(own),
+                slot = network.slot,
+            ));
+        }
         if matches!(network.out, HostOut::Local(_)) && !subnets.is_empty() {
             let private = if v4 { PRIVATE_V4.as_slice() } else { PRIVATE_V6.as_slice() };
             let private = private.iter().filter_map(|text| text.parse().ok());
@@ -150,6 +157,28 @@ fn mark_lines(lines: &mut Vec<String>, state: &HostState, network: &HostNetwork)
             ));
         }
     }
+}
+
+/// Marks the packet and its flow as of a network's egress.
+fn mark_statement(network: &HostNetwork) -> String {
+    format!(
+        "meta mark set meta mark & {keep:#010x} | {mark:#010x} ct mark set ct mark & {keep:#010x} | {mark:#010x}",
+        keep = !MARK_MASK,
+        mark = egress_mark(network.slot),
+    )
+}
+
+/// What of the own VMs' traffic leaves at once: the longest prefix decides, so it stands first.
+fn own_chain(out: &mut String, network: &HostNetwork) -> std::fmt::Result {
+    let mut destinations = network.own.destinations.clone();
+    destinations.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+    writeln!(out, "\tchain own{} {{", network.slot)?;
+    for (prefix, leaves) in destinations {
+        let ip = if prefix.is_v4() { "ip" } else { "ip6" };
+        let mark = if leaves { mark_statement(network) } else { String::new() };
+        writeln!(out, "\t\t{ip} daddr {prefix} {mark} return")?;
+    }
+    writeln!(out, "\t}}")
 }
 
 /// Replies of a marked flow carry its mark back; so do the ICMP errors about it.

@@ -58,7 +58,7 @@ pub fn sysctls(state: &HostState) -> BTreeSet<Sysctl> {
                 None => found.extend(state.uplinks.iter().map(|uplink| valid_mark(uplink))),
             }
         }
-        if matches!(network.out, HostOut::Local(_)) {
+        if matches!(network.out, HostOut::Local(_)) || !network.own.sources.is_empty() {
             found.insert(valid_mark(&network.segment));
         }
     }

@@ -48,6 +48,7 @@ fn state() -> HostState {
                     interface: Some("eth0".into()),
                     snat: vec!["198.51.100.11".parse().unwrap()],
                 }),
+                own: Default::default(),
                 expose: vec![Expose::Icmp, Expose::Tcp(22)],
             },
             HostNetwork {
@@ -67,6 +68,7 @@ fn state() -> HostState {
                 ],
                 out: HostOut::Local(HostEgress { interface: None, snat: vec![] }),
                 offer: None,
+                own: Default::default(),
                 expose: vec![Expose::All],
             },
         ],
@@ -103,7 +105,10 @@ fn every_class_of_rules_stands_at_its_priority() {
     assert_eq!(at(&list, true, 0), ["mark f5000000 Table(254)"]);
     assert_eq!(at(&list, true, 10), ["iif mesh0 mark 50000000 Table(254)"]);
     assert_eq!(at(&list, true, 11), ["iif mesh0 Table(5502)", "iif mesh1 Table(5505)"]);
-    assert_eq!(at(&list, true, 20), ["iif br.blue mark 51000000 Table(254)"]);
+    assert_eq!(
+        at(&list, true, 20),
+        ["mark 50000000 to 203.0.113.16/29 Table(5502)", "iif br.blue mark 51000000 Table(254)"]
+    );
     assert_eq!(at(&list, true, 21), ["mark 50000000 Table(5501)", "mark 51000000 Table(5504)"]);
     assert_eq!(at(&list, false, 22), ["iif lo mark 51000000 Table(254)"]);
     assert_eq!(at(&list, false, 23), ["mark 51000000 Table(5505)"]);

@@ -4,7 +4,12 @@ use super::*;
 
 impl World {
     /// Reads a node's configuration anew, changed like this, with these CAs.
-    fn reload(&mut self, node: &str, roots: &Arc<TrustRoots>, change: impl FnOnce(&mut LocalNode)) {
+    pub(super) fn reload(
+        &mut self,
+        node: &str,
+        roots: &Arc<TrustRoots>,
+        change: impl FnOnce(&mut LocalNode),
+    ) {
         let control = &self.nodes[node].control;
         let mut local = control.local.clone();
         // the file knows nothing of a generation

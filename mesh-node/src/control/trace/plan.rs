@@ -121,6 +121,12 @@ impl Walk<'_> {
             None if no_owner && placeless && self.network.egress == EgressChoice::Local => {
                 self.leave_here(incoming, source, destination)
             }
+            _ if no_owner && self.kernel.is_some_and(|k| k.own.has(source, destination)) => {
+                let egress = self.kernel.and_then(|k| k.offer.clone());
+                let lookup = self.egress_lookup(incoming, source, destination, egress.as_ref());
+                let (after, how) = words::snat(source, egress.as_ref());
+                self.leave(source, after, destination, how, lookup)
+            }
             _ => {
                 let lookup = self.lookup(incoming, source, destination, mark, Expect::Device(tun));
                 self.into_mesh(packet, decision, lookup)
@@ -153,9 +159,6 @@ impl Walk<'_> {
                 // `decision` has the destination mapped already, as it comes back out of the TUN
                 let action = format!("{did}, stays on this host");
                 self.hop(Place::Host, source, destination, Some(&tun), &action, vec![lookup]);
-                if self.fib.owner(packet.destination).is_none() && source == packet.source {
-                    return self.leave_as_it_came(source, destination);
-                }
                 self.out_of_tun(source, destination, None, None)
             }
             Verdict::Drop(reason) => self.dropped(reason, destination, vec![nothing_but(lookup)]),
@@ -193,7 +196,9 @@ impl Walk<'_> {
             let lookup = self.lookup(incoming, source, destination, 0, Expect::Device(segment));
             return self.arrive(source, destination, "address unchanged", lookup);
         }
-        if self.fib.is_local(inside) {
+        // past the TUN, as it went out
+        let own = self.network.announce.iter().any(|a| !a.internet_own && a.prefix.contains(inside));
+        if own || self.fib.is_local(inside) {
             let lookup = self.lookup(incoming, source, inside, mark, Expect::Device(segment));
             return self.arrive(source, inside, "SNAT undone", lookup);
         }
@@ -267,16 +272,6 @@ impl Walk<'_> {
         let lookup = self.egress_lookup(incoming, source, destination, egress.as_ref());
         let (after, how) = words::snat(source, egress.as_ref());
         self.leave(source, after, destination, &format!("{from}{how}"), lookup)
-    }
-
-    /// By this node's own egress, with a source that is not mapped: out of the TUN comes the very flow that went in, and the
-    /// kernel decides on NAT once for a flow. It did so on the way in.
-    fn leave_as_it_came(self, source: IpAddr, destination: IpAddr) -> Plan {
-        let incoming = Incoming::Device(self.network.tun.clone());
-        let egress = self.kernel.and_then(|k| k.offer.clone());
-        let lookup = self.egress_lookup(incoming, source, destination, egress.as_ref());
-        let text = words::no_snat(source, self.fib.is_local(source));
-        self.refuse("no_snat", text, vec![Lookup { masquerade: false, ..lookup }])
     }
 
     /// To the Internet by this host's own uplink, with source NAT, without the TUN.

@@ -24,18 +24,6 @@ pub(super) fn changed(what: &str, before: IpAddr, after: IpAddr) -> String {
     if before == after { format!("{what} unchanged") } else { format!("{what} mapped") }
 }
 
-/// A packet that its own egress node lets out as it came; `local`: from the subnet, else from an announced address.
-pub(super) fn no_snat(source: IpAddr, local: bool) -> String {
-    let remedy = if local {
-        "set egress = \"local\" for this network on this node"
-    } else {
-        "announce it with internet = \"own\" on this node"
-    };
-    format!(
-        "it leaves without SNAT, and no answer comes back: its source {source} is not mapped, so that the kernel sees one flow before and after the TUN, and decides on NAT once; {remedy}"
-    )
-}
-
 /// A packet for a node without tunnel.
 pub(super) fn no_tunnel(members: &Members, node: &NodeId) -> String {
     if members.wants_tunnel(node) {
