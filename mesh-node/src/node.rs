@@ -48,6 +48,7 @@ pub(crate) struct Node {
     pub(crate) devices: Devices,
     pub(crate) quic: quinn::Endpoint,
     pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) host_applied: watch::Receiver<u64>,
     queries: mpsc::Sender<Query>,
     counters: Arc<Counters>,
     /// Ends with its handle, as does the next one.
@@ -124,7 +125,7 @@ pub async fn run(
         prober,
         inbound: devices.inbound(),
         host: host_tx,
-        host_applied,
+        host_applied: host_applied.clone(),
         save: save_tx,
         stop: stop_rx,
     };
@@ -140,6 +141,7 @@ pub async fn run(
         devices,
         quic,
         events: events_tx,
+        host_applied,
         queries: queries_tx,
         counters,
         watcher: JoinSet::new(),

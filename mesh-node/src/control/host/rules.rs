@@ -207,20 +207,22 @@ impl Family<'_> {
 }
 
 /// What to remove and then to add, so that `actual` (in the kernel's order) becomes `desired`. Rules of one selector have
-/// an order, and the kernel appends: where it is not as wanted, all of that selector are renewed. Additions come targets
-/// of a jump first, then refusals, then the rest by priority.
+/// an order, and the kernel appends: where that does not do, all of that selector are renewed; else those that stay are left
+/// alone, since packets go by them. Additions come targets of a jump first, then refusals, then the rest by priority.
 pub fn rule_changes(desired: &[Rule], actual: &[Rule]) -> (Vec<Rule>, Vec<Rule>) {
     let (wanted, present) = (by_selector(desired), by_selector(actual));
     let (mut remove, mut add) = (Vec::new(), Vec::new());
-    for (selector, actions) in &present {
-        if wanted.get(selector) != Some(actions) {
-            remove.extend(actions.iter().map(|a| Rule { selector: (*selector).clone(), action: *a }));
+    let none = Vec::new();
+    for selector in present.keys().chain(wanted.keys()).collect::<BTreeSet<_>>() {
+        let there = present.get(*selector).unwrap_or(&none);
+        let desired = wanted.get(*selector).unwrap_or(&none);
+        let mut stay: Vec<Action> = there.iter().copied().filter(|action| desired.contains(action)).collect();
+        if !desired.starts_with(&stay) {
+            stay.clear();
         }
-    }
-    for (selector, actions) in &wanted {
-        if present.get(selector) != Some(actions) {
-            add.extend(actions.iter().map(|a| Rule { selector: (*selector).clone(), action: *a }));
-        }
+        let rule = |action: &Action| Rule { selector: (**selector).clone(), action: *action };
+        remove.extend(there.iter().filter(|action| !stay.contains(action)).map(rule));
+        add.extend(desired.iter().filter(|action| !stay.contains(action)).map(rule));
     }
     add.sort_by_key(|rule| match rule.action {
         Action::Nop => 0,

@@ -253,6 +253,21 @@ fn a_forward_policy_of_drop_is_named_unless_it_lets_us_pass() {
     assert_eq!(inserted_rules(&both), ["delete rule inet fw fwd handle 7"; 2]);
 }
 
+#[test]
+fn a_network_that_goes_or_comes_last_leaves_the_rules_of_the_others_alone() {
+    let both = state();
+    let mut one = both.clone();
+    one.networks.truncate(1);
+    let rules = |state| rules(state, &BTreeSet::new());
+    let of_one = rules(&one);
+    let (remove, add) = rule_changes(&of_one, &rules(&both));
+    assert!(!remove.is_empty() && remove.iter().all(|rule| !of_one.contains(rule)), "{remove:?}");
+    assert_eq!(add, []);
+    let (remove, add) = rule_changes(&rules(&both), &of_one);
+    assert_eq!(remove, []);
+    assert!(!add.is_empty() && add.iter().all(|rule| !of_one.contains(rule)), "{add:?}");
+}
+
 fn any_rule() -> impl Strategy<Value = Rule> {
     (0u32..3, any::<bool>(), 0u32..3).prop_map(|(priority, v4, table)| Rule {
         selector: Selector { priority, v4, iif: None, mark: None, from: None, to: None },

@@ -319,11 +319,14 @@ impl HostSync {
         found.extend(routes::own_rules(&self.handle, false).await?);
         let actual: Vec<Rule> = found.iter().filter_map(|(rule, _)| rule.clone()).collect();
         let (remove, add) = rule_changes(wanted, &actual);
-        let lost = add.iter().filter(|rule| self.applied.rules.contains(rule)).count();
+        let remove: BTreeSet<Rule> = remove.into_iter().collect();
+        let wanted: BTreeSet<Rule> = wanted.iter().cloned().collect();
+        // ours changed: some may be renewed for their order's sake, which nobody else has disturbed
+        let renewed = |rule: &Rule| wanted != self.applied.rules && remove.contains(rule);
+        let lost = add.iter().filter(|rule| self.applied.rules.contains(rule) && !renewed(rule)).count();
         if lost > 0 {
             repaired.push(format!("{lost} routing rules had been removed or changed"));
         }
-        let remove: BTreeSet<Rule> = remove.into_iter().collect();
         for (rule, message) in found {
             if rule.is_none_or(|rule| remove.contains(&rule)) {
                 routes::remove_rule(&self.handle, message).await?;
@@ -332,7 +335,7 @@ impl HostSync {
         for rule in &add {
             routes::add_rule(&self.handle, rule).await?;
         }
-        self.applied.rules = wanted.iter().cloned().collect();
+        self.applied.rules = wanted;
         Ok(())
     }
 
