@@ -120,6 +120,25 @@ pub struct TraceReply {
 }
 
 impl TraceReply {
+    /// Its texts cut to what [`Self::is_bounded`] takes: a name of the host's (a chain, a table) may be long, and whoever
+    /// sends more breaks the protocol.
+    pub fn clipped(mut self) -> Self {
+        let clip = |text: &mut String| {
+            let fits = |at: &usize| text.is_char_boundary(*at);
+            let end = (0..=MAX_TRACE_TEXT.min(text.len())).rev().find(fits);
+            text.truncate(end.unwrap_or(0));
+        };
+        self.hops.truncate(MAX_TRACE_HOPS);
+        for hop in &mut self.hops {
+            clip(&mut hop.action);
+            hop.device.iter_mut().for_each(clip);
+        }
+        if let TraceEnd::Refused(text) | TraceEnd::Unanswerable(text) = &mut self.end {
+            clip(text);
+        }
+        self
+    }
+
     /// Whether it is no larger than an answer may be.
     pub fn is_bounded(&self) -> bool {
         let short = |text: &str| text.len() <= MAX_TRACE_TEXT;
@@ -183,6 +202,17 @@ mod tests {
         let mut long = reply(1, 1);
         long.hops[0].action = "x".repeat(MAX_TRACE_TEXT + 1);
         assert!(!long.is_bounded());
+    }
+
+    #[test]
+    fn what_is_clipped_is_no_longer_too_long() {
+        let mut long = reply(MAX_TRACE_HOPS + 1, 0);
+        long.hops[0].action = "é".repeat(MAX_TRACE_TEXT);
+        long.end = TraceEnd::Refused(format!("x{}", "é".repeat(MAX_TRACE_TEXT)));
+        assert!(!long.is_bounded());
+        assert!(long.clipped().is_bounded());
+        let short = reply(1, 10);
+        assert_eq!(short.clone().clipped(), short);
     }
 
     proptest::proptest! {

@@ -122,6 +122,8 @@ fn the_standby_takes_over_from_a_node_that_leaves_politely() {
     assert!(sees_within(&lab, "vm1", "198.51.100.13", Duration::from_secs(5)));
     lab.stop_node("ph3").unwrap();
     assert!(sees_within(&lab, "vm1", "198.51.100.12", Duration::from_secs(3)), "{}", sees(&lab, "vm1"));
+    let status = lab.ctl("ph1", &["status"]).unwrap();
+    assert_eq!(status.code, Some(1), "on a standby is degraded: {}", status.text());
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn what_needs_a_restart_is_named_until_then_and_a_renewed_certificate_counts_at_
 
 #[test]
 fn a_network_that_comes_and_goes_many_times_leaves_nothing_and_nobody_is_alarmed() {
-    let mut lab = Lab::start(plan()).unwrap();
+    let lab = Lab::start(plan()).unwrap();
     lab.wait_connected(Duration::from_secs(10)).unwrap();
     let pid = lab.pid("ph1").unwrap();
     let held = || {

@@ -45,7 +45,7 @@ pub struct Route {
 pub struct Candidate {
     /// Who.
     pub node: NodeId,
-    /// This node itself, or its tunnel is up.
+    /// It offers the destination, and is this node itself or has its tunnel up.
     pub alive: bool,
 }
 
@@ -175,7 +175,7 @@ pub fn elect(
         own.iter().map(|offer| (&local.identity.node, offer)).chain(others).collect();
     let mut order: Vec<&NodeId> = match &network.egress {
         EgressChoice::None | EgressChoice::Local => return Vec::new(),
-        EgressChoice::Nodes(names) => names.iter().collect(),
+        EgressChoice::Nodes(names) => names.iter().filter(|n| !members.removed.contains(*n)).collect(),
         EgressChoice::Auto => offers.keys().copied().collect(),
     };
     if network.egress == EgressChoice::Auto {
@@ -184,6 +184,13 @@ pub fn elect(
     let alive = |node: &NodeId| {
         *node == local.identity.node
             || members.peers.get(node).is_some_and(|p| p.tunnel.as_ref().is_some_and(|t| !t.silent))
+    };
+    let offered = |node: &NodeId, to: &Prefix| offers.get(node).is_some_and(|o| o.destinations.contains(to));
+    // one that was named keeps its place while it is away, or not yet heard of: whoever stands in for it is a standby
+    let missed = |node: &NodeId, to: &Prefix| {
+        let record = members.peers.get(node).and_then(|p| part(p, &network.name));
+        let before = record.and_then(|r| r.egress.as_ref());
+        !offers.contains_key(node) && before.is_none_or(|o| o.destinations.contains(to))
     };
     let mut destinations: Vec<Prefix> =
         order.iter().filter_map(|n| offers.get(n)).flat_map(|o| o.destinations.iter().copied()).collect();
@@ -194,8 +201,8 @@ pub fn elect(
         .map(|destination| {
             let candidates: Vec<Candidate> = order
                 .iter()
-                .filter(|n| offers.get(**n).is_some_and(|o| o.destinations.contains(&destination)))
-                .map(|n| Candidate { node: (*n).clone(), alive: alive(n) })
+                .filter(|n| offered(n, &destination) || missed(n, &destination))
+                .map(|n| Candidate { node: (*n).clone(), alive: offered(n, &destination) && alive(n) })
                 .collect();
             let failed = |node: &NodeId| members.peers.get(node).is_some_and(|p| p.failed);
             let current = current.get(&(network.name.clone(), destination));

@@ -450,6 +450,37 @@ fn a_silent_egress_node_loses_its_role_and_keeps_its_tunnel() {
     assert_eq!(world.elected("ph1"), Some("ph3"), "moving back would break flows");
 }
 
+fn a_standby_is_told_as_one_also_while_the_first_was_never_heard_of_and_after_it_has_left() {
+    let mut world = World::new();
+    world.start(1, &[], listed(&["ph2", "ph3"]), false);
+    world.start(3, &[1], none(), true);
+    world.run(Duration::from_secs(3));
+    let state = |world: &World| {
+        let control = &world.nodes["ph1"].control;
+        (control.status(world.now()).state, control.egress().egress[0].state.clone())
+    };
+    let [standby, well] = [("degraded", "standby"), ("ok", "active")].map(|(a, b)| (a.into(), b.into()));
+    assert_eq!(state(&world), standby, "named first, and not there");
+    world.start(2, &[1], none(), true);
+    world.run(Duration::from_secs(3));
+    assert_eq!((world.elected("ph1"), state(&world)), (Some("ph2"), well));
+    world.input("ph2", Input::Leave);
+    world.settle();
+    world.kill("ph2");
+    world.run(Duration::from_secs(3));
+    assert_eq!((world.elected("ph1"), state(&world)), (Some("ph3"), standby), "left politely, and missed");
+}
+
+#[test]
+fn an_egress_node_that_was_named_and_offers_nothing_is_never_elected() {
+    let mut world = World::new();
+    world.start(1, &[], listed(&["ph1", "ph2", "ph3"]), false);
+    world.start(2, &[1], none(), false);
+    world.start(3, &[1], none(), true);
+    world.run(Duration::from_secs(3));
+    assert_eq!(world.elected("ph1"), Some("ph3"));
+}
+
 #[test]
 fn an_egress_node_carries_its_own_vms_itself() {
     let mut world = World::new();

@@ -127,7 +127,7 @@ impl Control {
             answering.running = answering.running.saturating_sub(1);
         }
         if self.members.conns.contains_key(&conn) {
-            self.outputs.push_back(Output::Send { conn, message: Message::TraceReply(reply) });
+            self.outputs.push_back(Output::Send { conn, message: Message::TraceReply(reply.clipped()) });
         }
     }
 

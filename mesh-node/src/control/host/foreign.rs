@@ -1,7 +1,8 @@
 //! Other people's forward chains that would drop the mesh's traffic. An accept of ours cannot override their drop at any
 //! priority, so they are named, with the command that lets us pass.
 //!
-//! A walk through each base chain with a packet of a new flow between a segment and its TUN. What a rule matches is
+//! A walk through each base chain with a packet of a new flow between a segment and its TUN, or from the TUN to the uplink
+//! where this node offers egress. What a rule matches is
 //! judged in three values; a chain is only named when the packet certainly ends in a drop.
 
 use serde_json::Value;
@@ -47,7 +48,7 @@ impl ForeignChain {
     }
 }
 
-/// Chains of `nft -j list ruleset` that drop traffic between a segment and its TUN.
+/// Chains of `nft -j list ruleset` that drop traffic between a segment and its TUN, or what others' VMs send to the Internet.
 pub fn foreign_chains(listing: &Value, state: &HostState) -> Vec<ForeignChain> {
     let empty = Vec::new();
     let objects = listing["nftables"].as_array().unwrap_or(&empty);
@@ -64,8 +65,10 @@ pub fn foreign_chains(listing: &Value, state: &HostState) -> Vec<ForeignChain> {
             {
                 continue;
             }
+            let uplink = network.offer.as_ref().and_then(|offer| offer.interface.as_ref());
             let ways = [(&network.segment, &network.tun), (&network.tun, &network.segment)];
-            let dropped = ways.into_iter().any(|(iif, oif)| {
+            let mut ways = ways.into_iter().chain(uplink.map(|uplink| (&network.tun, uplink)));
+            let dropped = ways.any(|(iif, oif)| {
                 let walk = Walk { objects, family, table, iif, oif, flow: None };
                 match walk.chain(name, 0) {
                     End::Drop => true,
@@ -231,13 +234,13 @@ impl Walk<'_> {
         }
     }
 
-    /// A verdict map on the state of the connection is looked into: ours is new. Others are not followed.
+    /// A verdict map on the state of the connection is looked into, where it is written in the rule itself: ours is new.
+    /// Others are not followed.
     fn mapped(&self, map: &Value, depth: u8) -> End {
         if map["key"]["ct"]["key"] != "state" {
             return End::Unknown;
         }
-        let empty = Vec::new();
-        let entries = map["data"]["set"].as_array().unwrap_or(&empty);
+        let Some(entries) = map["data"]["set"].as_array() else { return End::Unknown };
         let state = state_of(self.flow);
         let of_new = entries.iter().find(|entry| names(&entry[0]).contains(&state));
         of_new.and_then(|entry| self.verdict(&entry[1], depth)).unwrap_or(End::Through)
@@ -294,7 +297,9 @@ impl Walk<'_> {
                 };
             }
         };
-        if right.get("set").is_none() && !right.is_string() {
+        // a set with a name of its own is not looked into
+        if right.get("set").is_none() && !right.is_string() || names(right).iter().any(|n| n.starts_with('@'))
+        {
             return Applies::Some;
         }
         if names(right).iter().any(|name| name_matches(name, device)) == equal {

@@ -268,6 +268,47 @@ fn a_network_that_goes_or_comes_last_leaves_the_rules_of_the_others_alone() {
     assert!(!add.is_empty() && add.iter().all(|rule| !of_one.contains(rule)), "{add:?}");
 }
 
+fn forward_chain(policy: &str, rules: &[serde_json::Value]) -> serde_json::Value {
+    use serde_json::json;
+    let chain = json!({ "chain": { "family": "inet", "table": "fw", "name": "fwd", "hook": "forward", "policy": policy } });
+    let rules = rules
+        .iter()
+        .map(|expr| json!({ "rule": { "family": "inet", "table": "fw", "chain": "fwd", "expr": expr } }));
+    json!({ "nftables": std::iter::once(chain).chain(rules).collect::<Vec<_>>() })
+}
+
+#[test]
+fn a_chain_that_may_let_us_pass_by_a_set_with_a_name_is_not_accused() {
+    use serde_json::json;
+    let mut state = state();
+    state.networks.truncate(1);
+    let device =
+        json!({ "match": { "op": "==", "left": { "meta": { "key": "iifname" } }, "right": "@lan" } });
+    let by_device = forward_chain("drop", &[json!([device, { "accept": null }])]);
+    assert_eq!(foreign_chains(&by_device, &state), []);
+    let by_state = json!([{ "vmap": { "key": { "ct": { "key": "state" } }, "data": "@states" } }]);
+    assert_eq!(foreign_chains(&forward_chain("drop", &[by_state]), &state), []);
+}
+
+#[test]
+fn a_chain_that_drops_only_what_leaves_by_the_egress_is_named() {
+    use serde_json::json;
+    let mut state = state();
+    state.networks.truncate(1);
+    let network = &state.networks[0];
+    let uplink = network.offer.as_ref().and_then(|o| o.interface.clone()).unwrap();
+    let device = |key: &str, name: &str| json!({ "match": { "op": "==", "left": { "meta": { "key": key } }, "right": name } });
+    let way = |iif: &str, oif: &str, verdict: &str| json!([device("iifname", iif), device("oifname", oif), { verdict: null }]);
+    let (segment, tun) = (network.segment.clone(), network.tun.clone());
+    let rules = [way(&segment, &tun, "accept"), way(&tun, &segment, "accept")];
+    let found = foreign_chains(&forward_chain("drop", &rules), &state);
+    assert_eq!(found.iter().map(|c| c.tun.as_str()).collect::<Vec<_>>(), [tun.as_str()]);
+    let refused = forward_chain("accept", &[way(&tun, &uplink, "drop")]);
+    assert_eq!(foreign_chains(&refused, &state).len(), 1);
+    state.networks[0].offer = None;
+    assert_eq!(foreign_chains(&refused, &state), []);
+}
+
 fn any_rule() -> impl Strategy<Value = Rule> {
     (0u32..3, any::<bool>(), 0u32..3).prop_map(|(priority, v4, table)| Rule {
         selector: Selector { priority, v4, iif: None, mark: None, from: None, to: None },

@@ -330,6 +330,17 @@ fn an_answer_beyond_the_limits_ends_the_tunnel() {
 }
 
 #[test]
+fn an_answer_of_ours_that_is_long_is_cut_and_costs_no_tunnel() {
+    let mut world = two();
+    let conn = world.only_conn("ph2");
+    let text = "a long name ".repeat(mesh_proto::limits::MAX_TRACE_TEXT);
+    let reply = TraceReply { id: 1, network: None, hops: Vec::new(), end: TraceEnd::Refused(text) };
+    world.nodes.get_mut("ph2").unwrap().control.trace_answer(conn, reply);
+    world.settle();
+    assert_eq!((world.tunnels("ph1"), world.tunnels("ph2")), (1, 1));
+}
+
+#[test]
 fn one_peer_has_few_questions_answered_at_once_and_none_about_networks_that_it_does_not_carry() {
     let mut world = two();
     let conn = world.only_conn("ph2");
