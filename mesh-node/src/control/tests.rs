@@ -450,6 +450,7 @@ fn a_silent_egress_node_loses_its_role_and_keeps_its_tunnel() {
     assert_eq!(world.elected("ph1"), Some("ph3"), "moving back would break flows");
 }
 
+#[test]
 fn a_standby_is_told_as_one_also_while_the_first_was_never_heard_of_and_after_it_has_left() {
     let mut world = World::new();
     world.start(1, &[], listed(&["ph2", "ph3"]), false);
