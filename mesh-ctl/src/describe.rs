@@ -31,6 +31,7 @@ const ANSWERS: &[Answer] = &[
     ("route get", SchemaGenerator::into_root_schema_for::<api::RouteGet>),
     ("egress", SchemaGenerator::into_root_schema_for::<api::EgressAnswer>),
     ("egress list", SchemaGenerator::into_root_schema_for::<api::EgressAnswer>),
+    ("egress use", SchemaGenerator::into_root_schema_for::<api::Done>),
     ("trace", SchemaGenerator::into_root_schema_for::<api::Trace>),
     ("log-level", SchemaGenerator::into_root_schema_for::<api::LogLevel>),
     ("monitor", SchemaGenerator::into_root_schema_for::<api::Event>),

@@ -183,6 +183,12 @@ enum EgressCommand {
     /// Per network and destination: who carries it, who could
     #[command(after_help = "Example:\n  mesh-ctl egress list --network blue")]
     List,
+    /// Let this node carry, whatever the order says, as long as it is alive; `auto` undoes it. Survives a restart
+    #[command(after_help = "Example:\n  mesh-ctl egress use ph1 --network blue")]
+    Use {
+        /// An egress node, or `auto`
+        node: String,
+    },
 }
 
 /// What a command found: for people, for programs (null if it was told as it came), and whether it is well.
@@ -285,6 +291,12 @@ async fn run(cli: &Cli) -> Result<Outcome, Failure> {
                 let good = found.routes.iter().any(|route| !stopped(&route));
                 (show::route_get(found), good)
             })
+        }
+        Command::Egress { network, command: Some(EgressCommand::Use { node }) } => {
+            let node = (node != "auto").then(|| node.clone());
+            let network = network.as_ref().map(ToString::to_string);
+            let body = json!(api::EgressUse { node, network });
+            done(ask(&cli.socket, Method::POST, "/v1/egress/use", Some(body)).await?)
         }
         Command::Egress { network, command: None | Some(EgressCommand::List) } => {
             let answer = only(get("/v1/egress").await?, "egress", network.as_ref());

@@ -234,6 +234,15 @@ pub struct Candidate {
     pub state: String,
 }
 
+/// `POST /v1/egress/use`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EgressUse {
+    /// The egress node; none: by the order again.
+    pub node: Option<String>,
+    /// Of this network alone.
+    pub network: Option<String>,
+}
+
 /// `POST /v1/trace`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TraceAsk {

@@ -158,3 +158,24 @@ fn the_egress_node_s_own_vms_leave_by_it_also_where_nothing_is_mapped() {
     let seen = wire.stop().unwrap();
     assert!(seen.lines.is_empty(), "private sources outside: {:?}", seen.lines.first());
 }
+
+#[test]
+fn an_egress_node_that_the_operator_names_carries_until_it_is_undone_also_after_a_restart() {
+    let plan = Plan::standard("", 3)
+        .each_net(|_, net| net.egress = vec!["ph3".into(), "ph2".into()])
+        .with("ph2", |host| host.offer("default", &["198.51.100.12"], 200));
+    let mut lab = Lab::start(plan).unwrap();
+    assert!(sees_within(&lab, "vm1", "198.51.100.13", Duration::from_secs(5)));
+    let done = lab.ctl("ph1", &["egress", "use", "ph2"]).unwrap();
+    assert!(done.ok(), "{}", done.text());
+    assert!(sees_within(&lab, "vm1", "198.51.100.12", Duration::from_secs(2)), "{}", sees(&lab, "vm1"));
+    assert_eq!(sees(&lab, "vm2"), "198.51.100.13", "a word on ph1 is for ph1");
+    let status = lab.ctl("ph1", &["status"]).unwrap().stdout;
+    assert!(status.contains("an operator said so"), "{status}");
+    lab.kill_node("ph1").unwrap();
+    lab.start_node("ph1").unwrap();
+    assert!(sees_within(&lab, "vm1", "198.51.100.12", Duration::from_secs(5)), "{}", sees(&lab, "vm1"));
+    assert!(lab.ctl("ph1", &["egress", "use", "auto"]).unwrap().ok());
+    assert!(sees_within(&lab, "vm1", "198.51.100.13", Duration::from_secs(2)), "{}", sees(&lab, "vm1"));
+    assert_eq!(lab.ctl("ph1", &["egress", "use", "ph9"]).unwrap().code, Some(1));
+}

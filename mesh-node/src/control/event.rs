@@ -110,6 +110,8 @@ pub struct Saved {
     pub peers: Vec<String>,
     /// Nodes removed by the operator: not dialled, not let in until added again.
     pub removed: Vec<NodeId>,
+    /// Egress nodes that the operator has forced.
+    pub egress_used: BTreeMap<NetworkName, NodeId>,
     /// Records, own included.
     pub records: Vec<SignedRecord>,
 }

@@ -28,6 +28,7 @@ use crate::forward::fib::NetworkSpec;
 use crate::notice::Notice;
 use crate::notice::limiter::Limiter;
 
+mod egress_use;
 pub mod event;
 mod exchange;
 pub mod gauges;
@@ -128,6 +129,8 @@ pub struct Control {
     own_name_elsewhere: u32,
     /// The networks' numbers have changed since the start: a hello may be older than that.
     renumbered: bool,
+    /// Egress nodes that the operator has forced.
+    egress_used: BTreeMap<NetworkName, NodeId>,
     /// Tunnels that are probed.
     probed: BTreeMap<event::ConnId, liveness::ProbeParams>,
     traces: trace::Traces,
@@ -184,6 +187,7 @@ impl Control {
             answers: Limiter::default(),
             own_name_elsewhere: 0,
             renumbered: false,
+            egress_used: saved.egress_used,
             probed: BTreeMap::new(),
             traces: trace::Traces::default(),
             outputs,

@@ -21,7 +21,13 @@ impl Control {
         let mut networks: Vec<Option<NetworkSpec>> = Vec::new();
         let mut elections = BTreeMap::new();
         for network in &self.local.networks {
-            let elected = rib::elect(&self.local, network, &self.members, &self.elected);
+            let elected = rib::elect(
+                &self.local,
+                network,
+                &self.members,
+                &self.elected,
+                self.egress_used.get(&network.name),
+            );
             let slot = usize::from(network.ix.0);
             networks.resize_with(networks.len().max(slot + 1), || None);
             networks[slot] = Some(rib::network_spec(&self.local, network, &self.members, &elected));
@@ -111,6 +117,7 @@ impl Control {
         let saved = Saved {
             peers: runtime.map(|(e, _)| e.clone()).collect(),
             removed: self.members.removed.iter().cloned().collect(),
+            egress_used: self.egress_used.clone(),
             records: std::iter::once(&self.own).chain(known).map(|r| r.signed.clone()).collect(),
         };
         self.outputs.push_back(Output::Save(saved));

@@ -160,12 +160,14 @@ pub fn offer_rules(local: &LocalNode, network: &NetworkName) -> Vec<(Prefix, boo
 }
 
 /// Elects per destination prefix: the first alive candidate. But `current` stays while it is alive, unless one before it
-/// has come up for the first time: moving back to one that had failed would break flows for nothing.
+/// has come up for the first time: moving back to one that had failed would break flows for nothing. And `forced`, the
+/// operator's word, goes before all while it is alive.
 pub fn elect(
     local: &LocalNode,
     network: &LocalNetwork,
     members: &Members,
     current: &BTreeMap<(NetworkName, Prefix), NodeId>,
+    forced: Option<&NodeId>,
 ) -> Vec<Election> {
     let own = own_offer(local, &network.name);
     let others = members
@@ -209,7 +211,11 @@ pub fn elect(
             let elected = candidates
                 .iter()
                 .filter(|c| c.alive)
-                .find(|c| Some(&c.node) == current || !failed(&c.node))
+                .find(|c| Some(&c.node) == forced)
+                .or_else(|| {
+                    let mut alive = candidates.iter().filter(|c| c.alive);
+                    alive.find(|c| Some(&c.node) == current || !failed(&c.node))
+                })
                 .or_else(|| candidates.iter().find(|c| c.alive))
                 .map(|c| c.node.clone());
             Election { destination, candidates, elected }

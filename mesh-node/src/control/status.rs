@@ -52,6 +52,11 @@ pub trait Live {
     }
 }
 
+/// Of an egress node that does not carry by its place in the order.
+fn forced(node: &NodeId) -> String {
+    format!("{node} is used because an operator said so: `mesh-ctl egress use auto` undoes it")
+}
+
 pub(super) fn moment(unix_ms: u64) -> String {
     rfc3339((unix_ms / 1000) as i64)
 }
@@ -86,6 +91,9 @@ impl Control {
                     "no node known offers egress for network {network}: private VMs are refused"
                 ));
             }
+        }
+        for (network, node) in &self.egress_used {
+            notes.push(format!("egress of network {network}: {}", forced(node)));
         }
         for (chain, command) in &self.host.foreign {
             reasons.push(format!("{chain} drops mesh traffic; to let it pass: {command}"));
@@ -370,6 +378,9 @@ impl Control {
                 let (state, reason) = match &election.elected {
                     None => ("none", Some("no candidate is reachable".to_owned())),
                     Some(node) if first == Some(node) => ("active", None),
+                    Some(node) if self.egress_used.get(&network.name) == Some(node) => {
+                        ("standby", Some(forced(node)))
+                    }
                     Some(_) => (
                         "standby",
                         Some(format!(

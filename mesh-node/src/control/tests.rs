@@ -483,6 +483,41 @@ fn an_egress_node_that_was_named_and_offers_nothing_is_never_elected() {
 }
 
 #[test]
+fn the_operator_s_word_on_egress_goes_before_the_order_while_that_node_lives_and_survives_a_restart() {
+    let mut world = World::new();
+    let order = ["ph2", "ph3"];
+    world.start(1, &[], listed(&order), false);
+    world.start(2, &[1], none(), true);
+    world.start(3, &[1], none(), true);
+    world.run(Duration::from_secs(3));
+    let say = |world: &mut World, node: Option<&str>| {
+        let now = world.now();
+        let control = &mut world.nodes.get_mut("ph1").unwrap().control;
+        let done = control.egress_use(node.map(|n| n.parse().unwrap()), None, now);
+        world.settle();
+        done
+    };
+    assert!(say(&mut world, Some("ph3")).is_ok());
+    assert_eq!(world.elected("ph1"), Some("ph3"));
+    let status = world.nodes["ph1"].control.status(world.now());
+    assert!(status.notes.iter().any(|n| n.contains("egress use auto")), "{:?}", status.notes);
+    world.kill("ph1");
+    world.start(1, &[2], listed(&order), false);
+    world.run(Duration::from_secs(3));
+    assert_eq!(world.elected("ph1"), Some("ph3"), "remembered");
+    world.kill("ph3");
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.elected("ph1"), Some("ph2"), "nobody is left without egress for it");
+    world.start(3, &[1], none(), true);
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.elected("ph1"), Some("ph3"), "also after it had failed");
+    assert!(say(&mut world, None).is_ok());
+    assert_eq!(world.elected("ph1"), Some("ph2"));
+    let refused = say(&mut world, Some("ph33")).unwrap_err();
+    assert!(refused.contains("did you mean ph3"), "{refused}");
+}
+
+#[test]
 fn an_egress_node_carries_its_own_vms_itself() {
     let mut world = World::new();
     world.start(1, &[], listed(&["ph1"]), true);

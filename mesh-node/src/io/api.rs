@@ -14,12 +14,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
-use mesh_proto::NodeId;
 use mesh_proto::api::{
-    Done, EchoAnswer, EchoAsk, LogLevel, LogLevelSet, PeerAdd, PeerAnswer, Problem, Reload, RouteCheck,
-    SCHEMA, TraceAsk,
+    Done, EchoAnswer, EchoAsk, EgressUse, LogLevel, LogLevelSet, PeerAdd, PeerAnswer, Problem, Reload,
+    RouteCheck, SCHEMA, TraceAsk,
 };
 use mesh_proto::suggest;
+use mesh_proto::{NetworkName, NodeId};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -177,6 +177,30 @@ async fn ping(State(server): State<Server>, Json(ask): Json<EchoAsk>) -> Respons
     Json(EchoAnswer { schema: SCHEMA, state: state.to_owned(), reason, rtt_seconds }).into_response()
 }
 
+async fn egress_use(
+    State(server): State<Server>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    Json(wish): Json<EgressUse>,
+) -> Response {
+    if let Some(refusal) = refused(caller) {
+        return refusal;
+    }
+    let node = match wish.node.as_deref().map(str::parse).transpose() {
+        Ok(node) => node,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, format!("node {error}")),
+    };
+    let network: Option<NetworkName> = match wish.network.as_deref().map(str::parse).transpose() {
+        Ok(network) => network,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, format!("network {error}")),
+    };
+    let done = server.ask(move |control, view| control.egress_use(node, network.as_ref(), view.now)).await;
+    match done {
+        Some(Ok(done)) => Json(Done { schema: SCHEMA, done }).into_response(),
+        Some(Err(refusal)) => problem(StatusCode::CONFLICT, refusal),
+        None => stopping(),
+    }
+}
+
 async fn reload(State(server): State<Server>, ConnectInfo(caller): ConnectInfo<Caller>) -> Response {
     if let Some(refusal) = refused(caller) {
         return refusal;
@@ -304,6 +328,7 @@ fn router(server: Server) -> Router {
         .route("/v1/egress", get(|State(s): State<Server>| async move { s.json(|c, _| c.egress()).await }))
         .route("/v1/reload", post(reload))
         .route("/v1/ping", post(ping))
+        .route("/v1/egress/use", post(egress_use))
         .route("/v1/events", get(events))
         .route("/v1/log-level", get(log_level).put(log_level_set))
         .route("/v1/trace", post(trace_packet))

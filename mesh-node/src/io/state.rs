@@ -1,5 +1,6 @@
 //! State on disk: peers added at run time, known records. Written whole, beside the old file, then renamed.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,8 @@ struct PeersFile {
     peers: Vec<String>,
     #[serde(default)]
     removed: Vec<mesh_proto::NodeId>,
+    #[serde(default)]
+    egress_used: BTreeMap<mesh_proto::NetworkName, mesh_proto::NodeId>,
 }
 
 fn peers_path(dir: &Path) -> PathBuf {
@@ -35,7 +38,11 @@ pub fn load(dir: &Path) -> (Saved, Vec<String>) {
     let mut saved = Saved::default();
     let path = peers_path(dir);
     match std::fs::read(&path).map(|bytes| serde_json::from_slice::<PeersFile>(&bytes)) {
-        Ok(Ok(file)) => (saved.peers, saved.removed) = (file.peers, file.removed),
+        Ok(Ok(file)) => {
+            saved.peers = file.peers;
+            saved.removed = file.removed;
+            saved.egress_used = file.egress_used;
+        }
         Ok(Err(error)) => aside(&path, error.to_string()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => aside(&path, error.to_string()),
@@ -66,7 +73,11 @@ fn read_records(mut bytes: &[u8]) -> Result<Vec<SignedRecord>, String> {
 
 /// Writes it.
 pub fn store(dir: &Path, saved: &Saved) -> anyhow::Result<()> {
-    let file = PeersFile { peers: saved.peers.clone(), removed: saved.removed.clone() };
+    let file = PeersFile {
+        peers: saved.peers.clone(),
+        removed: saved.removed.clone(),
+        egress_used: saved.egress_used.clone(),
+    };
     replace(&peers_path(dir), &serde_json::to_vec_pretty(&file)?)?;
     let mut bytes = Vec::new();
     for record in &saved.records {
@@ -101,6 +112,7 @@ mod tests {
         let saved = Saved {
             peers: vec!["198.51.100.12:4650".into()],
             removed: vec!["ph9".parse().unwrap()],
+            egress_used: BTreeMap::from([("default".parse().unwrap(), "ph2".parse().unwrap())]),
             records: vec![record.clone(), record],
         };
         store(dir.path(), &saved).unwrap();

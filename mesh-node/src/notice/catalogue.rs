@@ -149,6 +149,18 @@ notices! {
         says "tunnel down";
         remedy "see `mesh-ctl peer show NAME`: is that host up, does its node run, does UDP pass between the two?";
 
+    /// The operator has named the egress node of a network; the order counts again after `mesh-ctl egress use auto`.
+    EgressForced { network: NetworkName, to: NodeId }
+        is "egress_forced", Info, Free;
+        says "egress node forced";
+        remedy "";
+
+    /// The operator has left the egress of a network to the order again.
+    EgressFreed { network: NetworkName }
+        is "egress_freed", Info, Free;
+        says "egress left to the order again";
+        remedy "";
+
     /// An egress node no longer answers probes: a standby takes over. Its tunnel stays until the keep-alive gives it up as well.
     PeerSilent { peer: NodeId, elapsed_ms: u64 }
         is "peer_silent", Warn, Each;
