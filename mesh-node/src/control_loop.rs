@@ -30,6 +30,10 @@ use crate::tunnel::{Snapshot, Tunnel};
 /// How long a polite goodbye may take to reach the peers.
 const GOODBYE: Duration = Duration::from_millis(300);
 
+/// How long a tunnel, or a reload, waits for the kernel to follow: many times what it takes on a busy host, and short beside
+/// what a hanging nft takes.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The channels between the loop and the rest.
 pub struct Wiring {
     /// From connections and tasks.
@@ -136,6 +140,11 @@ pub async fn run(mut control: Control, mut wiring: Wiring) {
     let _ = tokio::time::timeout(GOODBYE, wiring.quic.wait_idle()).await;
 }
 
+/// Waits until the kernel is at the desired state of this number, or a later one; no longer than is good for who waits.
+pub async fn kernel_follows(applied: &mut watch::Receiver<u64>, number: u64) {
+    let _ = tokio::time::timeout(KERNEL_PATIENCE, applied.wait_for(|at| *at >= number)).await;
+}
+
 async fn sleep_until(alarm: Option<tokio::time::Instant>) {
     match alarm {
         Some(at) => tokio::time::sleep_until(at).await,
@@ -165,9 +174,12 @@ impl Loop {
                 self.live.insert(conn, Live { connection, writer, tunnel: None, echoes: Arc::default() });
                 input
             }
-            Event::Reload { input, client } => {
+            Event::Reload { input, client, done } => {
                 wiring.quic.set_default_client_config(client);
-                input
+                control.handle(input, now());
+                self.carry_out(control, wiring);
+                let _ = done.send(self.host_wanted);
+                return;
             }
         };
         if let Input::TunnelClosed { conn, .. } = &input {
@@ -255,14 +267,14 @@ impl Loop {
     }
 
     /// Reads from a new tunnel once the kernel has the routes back to its peer: what the kernel answers by itself, an ICMP
-    /// error to a peer's VM, would else leave by the host's default route.
+    /// error to a peer's VM, would else leave by the host's default route. A kernel that does not follow must not keep the
+    /// tunnel from being read at all.
     fn read(&self, connection: quinn::Connection, tunnel: Arc<Tunnel>, echoes: Arc<Echoes>, wiring: &Wiring) {
         let (wanted, mut applied, inbound) =
             (self.host_wanted, wiring.host_applied.clone(), wiring.inbound.clone());
         tokio::spawn(async move {
-            if applied.wait_for(|number| *number >= wanted).await.is_ok() {
-                read_datagrams(connection, tunnel, inbound, echoes).await;
-            }
+            kernel_follows(&mut applied, wanted).await;
+            read_datagrams(connection, tunnel, inbound, echoes).await;
         });
     }
 
@@ -342,6 +354,24 @@ mod tests {
         drop(tx);
         save_task(dir.path().to_owned(), rx).await;
         assert_eq!(crate::io::state::load(dir.path()).0, value(2));
+    }
+
+    #[tokio::test]
+    async fn a_kernel_that_does_not_follow_is_waited_for_a_while_only() {
+        let started = now().mono;
+        let (applied, mut at) = watch::channel(1);
+        kernel_follows(&mut at, 1).await;
+        assert!(now().mono - started < KERNEL_PATIENCE / 2);
+        // hangs
+        kernel_follows(&mut at, 2).await;
+        let waited = now().mono - started;
+        assert!(waited >= KERNEL_PATIENCE && waited < KERNEL_PATIENCE * 5, "{waited:?}");
+        applied.send_replace(3);
+        kernel_follows(&mut at, 2).await;
+        // has died
+        drop(applied);
+        kernel_follows(&mut at, 4).await;
+        assert!(now().mono - started < waited + KERNEL_PATIENCE / 2);
     }
 
     #[tokio::test]

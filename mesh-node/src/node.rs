@@ -47,6 +47,7 @@ pub(crate) struct Node {
     pub(crate) devices: Devices,
     pub(crate) quic: quinn::Endpoint,
     pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) host_applied: watch::Receiver<u64>,
     queries: mpsc::Sender<Query>,
     counters: Arc<Counters>,
     /// Ends with its handle, as does the next one.
@@ -121,7 +122,7 @@ pub async fn run(
         snapshot,
         inbound: devices.inbound(),
         host: host_tx,
-        host_applied,
+        host_applied: host_applied.clone(),
         save: save_tx,
         stop: stop_rx,
     };
@@ -137,6 +138,7 @@ pub async fn run(
         devices,
         quic,
         events: events_tx,
+        host_applied,
         queries: queries_tx,
         counters,
         watcher: JoinSet::new(),

@@ -4,9 +4,11 @@ use std::path::Path;
 
 use mesh_proto::api::{Reload, ReloadChange, SCHEMA};
 use mesh_proto::identity::rfc3339;
+use tokio::sync::oneshot;
 
 use crate::config::document::{Change, Document};
 use crate::control::event::{Input, LocalNetwork, Reloaded};
+use crate::control_loop::kernel_follows;
 use crate::io::notices::tell;
 use crate::io::quic;
 use crate::io::quic::connection::Event;
@@ -54,7 +56,12 @@ impl Node {
         self.networks.clone_from(&local.networks);
         let identity = local.identity.clone();
         let input = Input::Reload(Ok(Box::new(Reloaded { local, trust })));
-        self.tell(Event::Reload { input, client }).await;
+        let (done, counts) = oneshot::channel();
+        self.tell(Event::Reload { input, client, done }).await;
+        // a device goes after what the kernel has about it; gone before, it would look like somebody's doing
+        if let Ok(number) = counts.await {
+            kernel_follows(&mut self.host_applied, number).await;
+        }
         self.devices.retain(&self.networks);
         let moved = config.node.metrics != self.running.config.node.metrics;
         self.running = Running { config, document, numbers, identity };

@@ -202,3 +202,36 @@ fn what_needs_a_restart_is_named_until_then_and_a_renewed_certificate_counts_at_
     let own = lab.ctl("ph2", &["--json", "status"]).unwrap().json();
     assert_eq!(expires["peer"]["certificate_expires"], own["certificate_expires"]);
 }
+
+#[test]
+fn a_network_that_comes_and_goes_many_times_leaves_nothing_and_nobody_is_alarmed() {
+    let lab = Lab::start(plan()).unwrap();
+    lab.wait_connected(Duration::from_secs(10)).unwrap();
+    let pid = lab.pid("ph1").unwrap();
+    let held = || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        (threads, files)
+    };
+    let (with, without) = (whole(&lab, "ph1"), without_red(&lab, "ph1"));
+    let names = |lab: &Lab| lab.ctl("ph1", &["--json", "networks"]).unwrap().stdout;
+    reload(&lab, "ph1", &without);
+    reload(&lab, "ph1", &with);
+    let before = held();
+    for _ in 0..20 {
+        reload(&lab, "ph1", &without);
+        assert!(!names(&lab).contains("\"red\""), "applied means that it is in effect");
+        let rules = lab.exec("ph1", &["ip", "rule"]).unwrap().stdout;
+        assert!(!rules.contains("vmnet2"), "{rules}");
+        reload(&lab, "ph1", &with);
+        assert!(names(&lab).contains("\"red\""));
+    }
+    let after = held();
+    assert!(after.0 <= before.0 + 8 && after.1 <= before.1 + 4, "{before:?} {after:?}");
+    assert!(lab.ping_within(SOON, "red1", "10.88.2.10"));
+    let log = lab.log("ph1");
+    for alarm in ["kernel_failed", "kernel_repaired", "flows_stay", "device_lost"] {
+        let told: Vec<_> = log.lines().filter(|line| line.contains(alarm)).collect();
+        assert!(told.is_empty(), "{told:#?}");
+    }
+}

@@ -41,6 +41,8 @@ pub enum Event {
         input: Input,
         /// For dials from now on.
         client: quinn::ClientConfig,
+        /// Answered once it counts, with the number of the kernel state that goes with it.
+        done: oneshot::Sender<u64>,
     },
 }
 
