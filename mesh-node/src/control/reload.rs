@@ -88,7 +88,11 @@ impl Control {
         let mut dropped = Vec::new();
         let mut told = Vec::new();
         for (node, peer) in &mut self.members.peers {
-            let Some(known) = &peer.record else { continue };
+            let Some(known) = &peer.record else {
+                // nothing of it can be verified anew: a dial does
+                dropped.extend(peer.tunnel.as_ref().map(|t| (t.conn, node.clone())));
+                continue;
+            };
             match known.signed.clone().verify(&self.trust.roots, unix_time(now.unix_ms)) {
                 Ok(verified) => peer.record = Some(verified),
                 Err(error) => {
@@ -100,7 +104,7 @@ impl Control {
         }
         told.into_iter().for_each(|notice| self.tell(notice));
         for (conn, node) in dropped {
-            let text = format!("the certificate of {node} is not of a CA that counts here any more");
+            let text = format!("the CAs have changed, and nothing shows that one of them vouches for {node}");
             self.drop_tunnel(conn, CloseCode::Mesh, text, now);
         }
     }

@@ -145,6 +145,26 @@ fn peers_of_a_ca_that_no_longer_counts_lose_their_tunnel() {
 }
 
 #[test]
+fn a_peer_that_has_sent_no_record_does_not_outlive_its_ca() {
+    let mut world = two_nodes();
+    world
+        .nodes
+        .get_mut("ph1")
+        .unwrap()
+        .control
+        .members
+        .peers
+        .values_mut()
+        .for_each(|peer| peer.record = None);
+    let mesh: MeshId = "lab".parse().unwrap();
+    let other = Ca::init(&mesh, (START_UNIX / 1000) as i64 - 100, 3650).unwrap();
+    let new = Arc::new(TrustRoots::from_pem(other.cert_pem().as_bytes()).unwrap());
+    world.reload("ph1", &new, |_| {});
+    world.settle();
+    assert_eq!(world.tunnels("ph1"), 0);
+}
+
+#[test]
 fn a_rejected_configuration_changes_nothing_but_the_metric() {
     let mut world = two_nodes();
     world.input("ph1", Input::Reload(Err(())));
