@@ -37,9 +37,11 @@ fetch_prometheus() {
     if [ -x "$tools/usr/bin/prometheus" ] && [ -x "$tools/usr/bin/promtool" ]; then
         return
     fi
-    rm -rf "$tools"
-    mkdir -p "$tools"
-    download() { (cd "$tools" && apt-get -o APT::Sandbox::User=root download -qq prometheus); }
+    # whole or not at all: what was stopped half-way is not taken for the programs
+    local new="$tools.new"
+    rm -rf "$tools" "$new"
+    mkdir -p "$new"
+    download() { (cd "$new" && apt-get -o APT::Sandbox::User=root download -qq prometheus); }
     # the list of packages may be absent (a fresh container), or name a version that is gone
     if ! download; then
         if [ "$(id -u)" -ne 0 ]; then
@@ -47,10 +49,14 @@ fetch_prometheus() {
             exit 1
         fi
         apt-get update -qq
-        download
+        if ! download; then
+            echo "prometheus cannot be downloaded: is the mirror of this machine's packages reachable? or install prometheus" >&2
+            exit 1
+        fi
     fi
-    dpkg-deb -x "$tools"/prometheus_*.deb "$tools"
-    rm "$tools"/prometheus_*.deb
+    dpkg-deb -x "$new"/prometheus_*.deb "$new"
+    rm "$new"/prometheus_*.deb
+    mv "$new" "$tools"
 }
 if [ "${1:-}" = test ]; then
     fetch_prometheus

@@ -11,8 +11,13 @@ use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use futures_util::future::BoxFuture;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use prometheus::TextEncoder;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::notices::tell;
 use crate::notice::Notice;
@@ -26,6 +31,16 @@ pub use input::MetricsInput;
 /// An address that does not exist yet (an interface that comes up later) is tried again after this.
 const BIND_AGAIN: Duration = Duration::from_secs(1);
 
+/// Between two tries to accept.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Connections at once. Whoever reaches the address, as every user of this host does, must not take the file descriptors
+/// that tunnels, nft and the control socket need: a service has 1024 of them by default.
+const MAX_CONNECTIONS: usize = 32;
+
+/// A connection carries one scrape, and no longer than this: it takes milliseconds, also of a large mesh.
+const CONNECTION_TIME: Duration = Duration::from_secs(5);
+
 /// The text format: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -37,7 +52,31 @@ where
 {
     let listener = bind(address).await;
     tell(Notice::MetricsServed { address });
-    axum::serve(listener, router(render)).await
+    answer_all(listener, router(render)).await;
+    Ok(())
+}
+
+/// Never ends; dropped, it takes its connections along.
+async fn answer_all(listener: TcpListener, app: Router) {
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        if connections.len() >= MAX_CONNECTIONS {
+            connections.join_next().await;
+        }
+        let Ok((stream, _)) = listener.accept().await else {
+            // no file descriptor is left, say: at once it would fail again
+            tokio::time::sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(app.clone());
+        connections.spawn(async move {
+            let mut http = http1::Builder::new();
+            let scrape = http.keep_alive(false).serve_connection(TokioIo::new(stream), service);
+            // a client that breaks off or is too slow is no event
+            let _ = timeout(CONNECTION_TIME, scrape).await;
+        });
+    }
 }
 
 fn router<R>(render: R) -> Router

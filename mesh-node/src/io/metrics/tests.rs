@@ -135,13 +135,12 @@ fn a_command_with_blanks_and_parentheses_does_not_shift_the_fields() {
 #[tokio::test]
 async fn only_the_metrics_path_answers_and_in_the_text_format() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let temp = tempfile::tempdir().unwrap();
-    let socket = temp.path().join("metrics.sock");
-    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
     let app = router(|| Box::pin(async { "mesh_revocations 0\n".to_owned() }));
-    let server = tokio::spawn(async move { axum::serve(listener, app).await });
+    let server = tokio::spawn(answer_all(listener, app));
     for (path, status) in [("/metrics", "200"), ("/", "404")] {
-        let mut stream = tokio::net::UnixStream::connect(&socket).await.unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         let ask = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(ask.as_bytes()).await.unwrap();
         let mut answer = String::new();
@@ -149,6 +148,33 @@ async fn only_the_metrics_path_answers_and_in_the_text_format() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
         assert_eq!(answer.contains("text/plain; version=0.0.4"), status == "200", "{answer}");
     }
+    server.abort();
+}
+
+#[tokio::test]
+async fn idle_connections_are_few_and_do_not_last() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = router(|| Box::pin(async { "mesh_revocations 0\n".to_owned() }));
+    let server = tokio::spawn(answer_all(listener, app));
+    let mut idle = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        idle.push(TcpStream::connect(address).await.unwrap());
+    }
+    let mut scrape = TcpStream::connect(address).await.unwrap();
+    scrape.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    let at_once = timeout(CONNECTION_TIME / 5, scrape.read_to_string(&mut answer)).await;
+    assert!(at_once.is_err(), "there is room for more than {MAX_CONNECTIONS}: {answer}");
+    timeout(2 * CONNECTION_TIME, scrape.read_to_string(&mut answer))
+        .await
+        .expect("an answer, and its end")
+        .unwrap();
+    assert!(answer.ends_with("mesh_revocations 0\n"), "{answer}");
+    let ended = timeout(CONNECTION_TIME, idle[0].read_to_string(&mut answer)).await;
+    ended.expect("an end").unwrap();
     server.abort();
 }
 
