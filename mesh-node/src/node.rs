@@ -168,6 +168,8 @@ pub async fn run(
             }
         }
     }
+    // who asks for a reload now is told that the node stops
+    drop(reloads);
     let Node { running, mut devices, watcher, metrics, .. } = this;
     let _ = stop_loop.send(());
     if timeout(PATIENCE, control_task).await.is_err() {

@@ -235,3 +235,23 @@ fn a_network_that_comes_and_goes_many_times_leaves_nothing_and_nobody_is_alarmed
         assert!(told.is_empty(), "{told:#?}");
     }
 }
+
+#[test]
+fn flows_that_are_under_way_take_a_new_egress_address_as_well() {
+    let mut lab = Lab::start(Plan::standard("", 2)).unwrap();
+    assert!(lab.ping_within(SOON, "vm1", WEB4));
+    lab.exec("ph2", &["ip", "addr", "add", "198.51.100.112/24", "dev", "eth0"]).unwrap();
+    // one flow for conntrack, as long as it goes on
+    lab.spawn("vm1", &["ping", "-n", "-i", "0.1", WEB4]).unwrap();
+    let seen_from = |lab: &mut Lab, address: &str| {
+        let wire = lab.capture("gw", "br0", &format!("icmp and src {address}")).unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        wire.stop().unwrap().lines.len()
+    };
+    assert!(seen_from(&mut lab, "198.51.100.12") > 3);
+    let moved = whole(&lab, "ph2").replace("snat = \"198.51.100.12\"", "snat = \"198.51.100.112\"");
+    let report = reload(&lab, "ph2", &moved);
+    assert_eq!(changes(&report), [applied("egress default eth0: snat")], "{report}");
+    assert!(seen_from(&mut lab, "198.51.100.112") > 3, "the flow goes on from the new address");
+    assert_eq!(seen_from(&mut lab, "198.51.100.12"), 0);
+}

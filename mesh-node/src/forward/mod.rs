@@ -203,6 +203,8 @@ struct Plan<'a> {
     internet: Internet,
 }
 
+// Inlined, all three, for good: a plan returned by memory costs a fifth of the whole (benches/forward.rs).
+#[inline(always)]
 fn carry_out(
     plan: Result<Plan<'_>, DropReason>,
     packet: &mut [u8],
@@ -220,6 +222,7 @@ fn carry_out(
     }
 }
 
+#[inline(always)]
 fn plan_outbound(net: &NetworkFib, source: IpAddr, destination: IpAddr) -> Result<Plan<'_>, DropReason> {
     if !routable(destination) {
         return Err(DropReason::NotRoutable);
@@ -264,6 +267,7 @@ fn plan_outbound(net: &NetworkFib, source: IpAddr, destination: IpAddr) -> Resul
     Ok(Plan { verdict, rewrite, internet })
 }
 
+#[inline(always)]
 fn plan_inbound(
     net: &NetworkFib,
     from: PeerIx,

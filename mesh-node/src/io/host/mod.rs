@@ -15,7 +15,7 @@ use crate::control::host::routes::{Route, RouteKind, route_changes, routes as wa
 use crate::control::host::rules::{Rule, rule_changes, rules as wanted_rules};
 use crate::control::host::ruleset::{removal, ruleset};
 use crate::control::host::sysctls::{Sysctl, forwarding, sysctls as wanted_sysctls};
-use crate::control::host::{HostOut, HostState, egress_mark};
+use crate::control::host::{HostEgress, HostNetwork, HostState, egress_mark};
 use crate::io::notices::tell;
 use crate::notice::Notice;
 
@@ -96,7 +96,8 @@ struct Applied {
     nft_text: Option<String>,
     nft_listing: Option<String>,
     nft_checked: Option<Instant>,
-    egress_marks: BTreeSet<u32>,
+    /// How each mark leaves.
+    egress: BTreeMap<u32, Vec<HostEgress>>,
     tuns: BTreeSet<String>,
     /// Whether rules of ours were put into others' chains.
     foreign: bool,
@@ -196,7 +197,7 @@ impl HostSync {
         }
         note(self.remove_proxies().await.map(drop));
         note(nft::apply(&removal()).await);
-        for mark in std::mem::take(&mut self.applied.egress_marks) {
+        for mark in std::mem::take(&mut self.applied.egress).into_keys() {
             conntrack::delete_marked(mark).await.unwrap_or_else(|error| tracing::debug!(%error, "conntrack"));
         }
         if self.applied.foreign {
@@ -379,17 +380,20 @@ impl HostSync {
         Ok(())
     }
 
-    /// Flows of an egress role that was lost end: their replies would be mapped into nothing.
+    /// Flows of an egress role that was lost, or that leaves another way now, end: their replies would be mapped into nothing, or
+    /// what follows would go on from an address that is no longer wanted.
     async fn forget_egress(&mut self, state: &HostState) {
-        let holding =
-            state.networks.iter().filter(|n| n.offer.is_some() || matches!(n.out, HostOut::Local(_)));
-        let marks: BTreeSet<u32> = holding.map(|network| egress_mark(network.slot)).collect();
-        for mark in self.applied.egress_marks.difference(&marks) {
+        let leaving = |network: &HostNetwork| {
+            let ways: Vec<HostEgress> = network.egresses().cloned().collect();
+            (!ways.is_empty()).then(|| (egress_mark(network.slot), ways))
+        };
+        let now: BTreeMap<u32, Vec<HostEgress>> = state.networks.iter().filter_map(leaving).collect();
+        for (mark, _) in self.applied.egress.iter().filter(|(mark, ways)| now.get(mark) != Some(ways)) {
             if let Err(error) = conntrack::delete_marked(*mark).await {
                 tell(Notice::FlowsStay { error: error.to_string() });
             }
         }
-        self.applied.egress_marks = marks;
+        self.applied.egress = now;
     }
 
     async fn remove_rules(&self) -> Result<usize, HostError> {
