@@ -33,16 +33,22 @@ mod trace;
     Example:\n  mesh-ctl status")]
 struct Cli {
     /// The node's control socket
-    #[arg(long, global = true, value_name = "PATH", default_value = "/run/mesh/node.sock")]
+    #[arg(
+        long,
+        global = true,
+        display_order = 901,
+        value_name = "PATH",
+        default_value = "/run/mesh/node.sock"
+    )]
     socket: PathBuf,
     /// Print the answer as one JSON object
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 902)]
     json: bool,
     /// No colours, even on a terminal
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 903)]
     no_color: bool,
     /// Print errors only; the exit status tells the rest
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 904)]
     quiet: bool,
     #[command(subcommand)]
     command: Command,

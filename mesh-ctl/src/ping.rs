@@ -175,7 +175,8 @@ async fn find_peer(socket: &Path, name: &str, ping: &mut api::Ping) -> Result<()
     let peer = found.peer;
     if peer.state != "up" {
         let why = peer.detail.or(peer.reason).unwrap_or_else(|| "no tunnel".into());
-        return Err(anyhow::anyhow!("{name} is {}: {why}", peer.state).into());
+        let state = if peer.state == "left" { "has left" } else { &format!("is {}", peer.state) };
+        return Err(anyhow::anyhow!("{name} {state}: {why}").into());
     }
     ping.node = Some(peer.name);
     ping.endpoint = peer.endpoint;

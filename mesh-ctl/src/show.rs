@@ -8,8 +8,11 @@ use serde_json::Value;
 /// Fits a terminal beside another, and a mail.
 const WIDTH: usize = 100;
 
-/// The last column keeps at least this much: reasons and lists stay readable, however wide those before it are.
+/// The last column keeps at least this much, so that reasons and lists stay readable ...
 const LEAST_LAST: usize = 24;
+
+/// ... and this much, where otherwise a name or an address before it would be broken.
+const LEAST_LAST_OF_ALL: usize = 12;
 
 /// What a column before it keeps, or its header's width if that is more.
 const LEAST: usize = 8;
@@ -72,17 +75,22 @@ enum Rows {
     OneLine,
 }
 
-/// Widths that fit: the widest column gives first, the last one first of all.
-fn fit<const N: usize>(header: [&str; N], natural: [usize; N]) -> [usize; N] {
+/// Widths that fit: the last column gives first, then the widest that has a space to break at, and only then is a word
+/// broken. `words` are the longest words.
+fn fit<const N: usize>(header: [&str; N], natural: [usize; N], words: [usize; N]) -> [usize; N] {
     let mut widths = natural;
-    let total = |widths: &[usize; N]| widths.iter().sum::<usize>() + 2 * (N - 1);
-    let spare = widths[N - 1].saturating_sub(LEAST_LAST.max(header[N - 1].len()));
-    widths[N - 1] -= spare.min(total(&widths).saturating_sub(WIDTH));
-    while total(&widths) > WIDTH {
-        let least = |i: usize| if i == N - 1 { natural[i] } else { LEAST.max(header[i].len()) };
-        let Some(i) = (0..N).filter(|i| widths[*i] > least(*i)).max_by_key(|i| widths[*i]) else { break };
-        widths[i] -= 1;
-    }
+    let mut shrink = |least: &dyn Fn(usize) -> usize| {
+        while widths.iter().sum::<usize>() + 2 * (N - 1) > WIDTH {
+            let gives = (0..N).filter(|i| widths[*i] > least(*i).max(header[*i].len()));
+            let Some(i) = gives.max_by_key(|i| widths[*i]) else { break };
+            widths[i] -= 1;
+        }
+    };
+    let last = |i: usize| i == N - 1;
+    shrink(&|i| if last(i) { LEAST_LAST } else { natural[i] });
+    shrink(&|i| if last(i) { natural[i] } else { words[i] });
+    shrink(&|i| if last(i) { LEAST_LAST_OF_ALL } else { natural[i] });
+    shrink(&|i| if last(i) { natural[i] } else { LEAST });
     widths
 }
 
@@ -95,7 +103,9 @@ fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], how: Rows) -> 
         }
     }
     if how == Rows::Folded {
-        widths = fit(header, widths);
+        let word = |cell: &String| cell.split_whitespace().map(|w| w.chars().count()).max().unwrap_or(0);
+        let words = std::array::from_fn(|i| rows.iter().map(|row| word(&row[i])).max().unwrap_or(0));
+        widths = fit(header, widths, words);
     }
     let mut out = String::new();
     let header = header.map(str::to_owned);
@@ -475,6 +485,20 @@ mod tests {
             assert_eq!((names.as_str(), endpoints.as_str()), (name, address), "{text}");
             row[7] = "";
         }
+    }
+
+    #[test]
+    fn an_endpoint_that_fits_is_not_broken_for_the_sake_of_a_reason() {
+        let row = |cells: [&str; 8]| cells.map(str::to_owned);
+        let there = "198.51.100.14:4650";
+        let rows = [
+            row(["ph2", "up", "198.51.100.12:4650", "34.74 ms", "1432", "2.4 KiB", "2.4 KiB", ""]),
+            row([there, "dialing", there, "-", "-", "0 B", "0 B", "nothing heard in time"]),
+        ];
+        let header = ["NAME", "STATE", "ENDPOINT", "RTT", "MTU", "RECEIVED", "SENT", "REASON"];
+        let text = table(header, &rows, Rows::Folded);
+        assert!(text.lines().all(|l| l.chars().count() <= WIDTH), "{text}");
+        assert_eq!(text.matches(there).count(), 2, "{text}");
     }
 
     #[test]

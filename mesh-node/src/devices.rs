@@ -51,7 +51,7 @@ impl Devices {
         tell(Notice::NetworkUp {
             network: network.name.clone(),
             tun: network.tun.clone(),
-            offloads: format!("{:?}", tun.offloads()),
+            offloads: tun.offloads().to_string(),
         });
         self.loops.add_network(network.ix, Arc::new(tun))?;
         Ok(())

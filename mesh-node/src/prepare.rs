@@ -13,7 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::config::document::Document;
-use crate::config::{self, Config, ConfigError, EgressChoice, NetworkConfig};
+use crate::config::{self, Config, ConfigError, EgressChoice, EgressConfig, NetworkConfig};
 use crate::control::Trust;
 use crate::control::event::{LocalNetwork, LocalNode, Now};
 use crate::forward::fib::NetworkIx;
@@ -131,6 +131,7 @@ fn look_at_networks(
     told: &mut impl FnMut(usize, String),
 ) -> Vec<LocalNetwork> {
     let mut networks: Vec<LocalNetwork> = Vec::new();
+    let mut refused: Vec<(usize, &str, &NetworkName, Prefix)> = Vec::new();
     for network in &config.networks {
         let NetworkConfig { name, interface, line, .. } = network;
         let Some(ix) = numbers.of(name) else {
@@ -155,18 +156,10 @@ fn look_at_networks(
             }
         };
         if let Some(identity) = identity {
-            let claims =
-                resolved.maps.iter().map(|(_, p)| p).chain(network.announce.iter().map(|a| &a.prefix));
-            for prefix in claims.filter(|p| !identity.grants.allows(name, p)) {
-                let file = config.node.certificate.display();
-                let node = &identity.node;
-                told(
-                    *line,
-                    format!(
-                        "prefix = {prefix}: not allowed by {file} in network {name}; issue one with `mesh-ctl ca issue {node} --prefix {name}={prefix}`"
-                    ),
-                );
-            }
+            let mapped = resolved.maps.iter().map(|(_, p)| ("prefix", *p));
+            let claims = mapped.chain(network.announce.iter().map(|a| ("announce", a.prefix)));
+            let beyond = claims.filter(|(_, prefix)| !identity.grants.allows(name, prefix));
+            refused.extend(beyond.map(|(key, prefix)| (*line, key, name, prefix)));
         }
         for (subnet, _) in &resolved.maps {
             for other in &networks {
@@ -207,8 +200,46 @@ fn look_at_networks(
             egress: network.egress.clone(),
         });
     }
+    if let Some(identity) = identity {
+        let claims: Vec<_> = refused.iter().map(|(_, key, name, prefix)| (*key, *name, *prefix)).collect();
+        let command = issue_command(config, identity, &claims);
+        for (line, key, name, prefix) in refused {
+            let file = config.node.certificate.display();
+            told(
+                line,
+                format!(
+                    "{key} = {prefix}: not allowed by {file} in network {name}; issue one that does: `{command}`"
+                ),
+            );
+        }
+    }
     networks.sort_by_key(|network| network.ix.0);
     networks
+}
+
+/// Whether the file asks for a right: to carry others' traffic. "local" is this host's own affair.
+fn carries_others(config: &Config, egress: &EgressConfig) -> bool {
+    let others =
+        |n: &NetworkName| config.networks.iter().any(|c| c.name == *n && c.egress != EgressChoice::Local);
+    egress.networks.iter().any(others)
+}
+
+/// What makes a certificate that allows these claims as well as all that the present one does.
+fn issue_command(config: &Config, identity: &Identity, claims: &[(&str, &NetworkName, Prefix)]) -> String {
+    let Identity { node, grants, .. } = identity;
+    let held =
+        grants.networks.iter().flat_map(|(n, grants)| grants.iter().map(move |g| ("prefix", n, g.prefix)));
+    let mut command = format!("mesh-ctl ca issue {node}");
+    for (key, name, prefix) in held.chain(claims.iter().copied()) {
+        command += &match name.as_str() {
+            "default" => format!(" --{key} {prefix}"),
+            name => format!(" --{key} {name}={prefix}"),
+        };
+    }
+    if grants.egress || config.egress.iter().any(|egress| carries_others(config, egress)) {
+        command += " --egress";
+    }
+    command
 }
 
 /// Interfaces and certificate against the egress of the file.
@@ -219,19 +250,10 @@ fn look_at_egress(
     told: &mut impl FnMut(usize, String),
 ) {
     for egress in &config.egress {
-        // "local" is this host's own affair; carrying others' traffic is a right
-        let others = egress
-            .networks
-            .iter()
-            .any(|n| config.networks.iter().any(|c| c.name == *n && c.egress != EgressChoice::Local));
+        let others = carries_others(config, egress);
         if let Some(identity) = identity.filter(|i| others && !i.grants.egress) {
-            let (file, node) = (config.node.certificate.display(), &identity.node);
-            told(
-                egress.line,
-                format!(
-                    "[[egress]]: not allowed by {file}; issue one with `mesh-ctl ca issue {node} --egress ...`"
-                ),
-            );
+            let (file, command) = (config.node.certificate.display(), issue_command(config, identity, &[]));
+            told(egress.line, format!("[[egress]]: not allowed by {file}; issue one that does: `{command}`"));
         }
         if host.of(&egress.interface).is_none() {
             told(

@@ -7,6 +7,7 @@
 pub mod drops;
 pub(crate) mod sys;
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::{IntoRawFd, OwnedFd};
@@ -29,6 +30,15 @@ pub struct Offloads {
     pub tcp: bool,
     /// UDP superpackets (kernel 6.2 and later).
     pub udp: bool,
+}
+
+impl fmt::Display for Offloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = [(self.checksum, "checksum"), (self.tcp, "tcp"), (self.udp, "udp")];
+        let words: Vec<_> = all.into_iter().filter_map(|(there, word)| there.then_some(word)).collect();
+        f.write_str(if words.is_empty() { "none" } else { "" })?;
+        f.write_str(&words.join(" "))
+    }
 }
 
 /// Why there is no device.
