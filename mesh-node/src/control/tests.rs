@@ -310,6 +310,15 @@ impl World {
     }
 }
 
+/// Two nodes that have found each other.
+fn two_nodes() -> World {
+    let mut world = World::new();
+    world.start(1, &[], none(), false);
+    world.start(2, &[1], none(), false);
+    world.run(Duration::from_secs(2));
+    world
+}
+
 fn none() -> EgressChoice {
     EgressChoice::None
 }

@@ -38,14 +38,6 @@ fn second(local: &LocalNode, name: &str, ix: u8) -> LocalNetwork {
     }
 }
 
-fn two_nodes() -> World {
-    let mut world = World::new();
-    world.start(1, &[], none(), false);
-    world.start(2, &[1], none(), false);
-    world.run(Duration::from_secs(2));
-    world
-}
-
 #[test]
 fn a_network_that_comes_later_is_carried_by_the_connection_that_is_there() {
     let mut world = two_nodes();

@@ -14,14 +14,6 @@ fn told(world: &World, node: &str, address: &str) -> (Vec<String>, String) {
     (steps, found.into_iter().map(|(_, _, text)| text).collect::<Vec<_>>().join("; "))
 }
 
-fn two_nodes() -> World {
-    let mut world = World::new();
-    world.start(1, &[], none(), false);
-    world.start(2, &[1], none(), false);
-    world.run(Duration::from_secs(2));
-    world
-}
-
 #[test]
 fn a_route_is_explained_by_record_certificate_and_table() {
     let (steps, text) = told(&two_nodes(), "ph1", "10.77.2.10");
