@@ -40,14 +40,12 @@ impl Control {
         api::RouteGet { schema: api::SCHEMA, address, checks: checks.collect(), routes: best, reason }
     }
 
-    /// What to ask the kernel about the routes to an address: whether a VM's packet goes into the mesh.
-    pub fn route_lookups(&self, address: IpAddr) -> Vec<(NetworkName, Lookup)> {
-        let lookup = |network: &LocalNetwork| {
-            let known = rib::routes(network, &self.members);
-            let best = known.iter().filter(|r| r.prefix.contains(address)).max_by_key(|r| r.prefix.len())?;
-            let mut shown = self.all_routes().into_iter().filter(|r| r.network == network.name.as_str());
-            // one that is not installed is explained by that
-            shown.find(|r| r.prefix == best.prefix && r.state == "installed")?;
+    /// What to ask the kernel about the routes found: whether a VM's packet goes into the mesh. One that is not installed is
+    /// explained by that.
+    pub fn route_lookups(&self, found: &api::RouteGet) -> Vec<(NetworkName, Lookup)> {
+        let address = found.address;
+        let lookup = |route: &api::Route| {
+            let network = self.local.networks.iter().find(|n| n.name.as_str() == route.network)?;
             let (subnet, gateway) = network.gateways.iter().find(|(s, _)| s.is_v4() == address.is_ipv4())?;
             let lookup = Lookup {
                 incoming: Incoming::Device(network.interface.clone()),
@@ -65,7 +63,7 @@ impl Control {
             };
             Some((network.name.clone(), lookup))
         };
-        self.local.networks.iter().filter_map(lookup).collect()
+        found.routes.iter().filter(|route| route.state == "installed").filter_map(lookup).collect()
     }
 
     fn checks(&self, network: &LocalNetwork, address: IpAddr, best: &[api::Route]) -> Vec<api::RouteCheck> {

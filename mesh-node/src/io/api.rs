@@ -219,7 +219,11 @@ struct RouteQuery {
 
 async fn route_get(State(server): State<Server>, UrlQuery(query): UrlQuery<RouteQuery>) -> Response {
     let address = query.address;
-    let asked = server.ask(move |control, _| (control.route_get(address), control.route_lookups(address)));
+    let asked = server.ask(move |control, _| {
+        let found = control.route_get(address);
+        let lookups = control.route_lookups(&found);
+        (found, lookups)
+    });
     let Some((mut found, lookups)) = asked.await else { return stopping() };
     let (networks, lookups): (Vec<_>, Vec<_>) = lookups.into_iter().unzip();
     let answers = match timeout(KERNEL_PATIENCE, Lookups::carry_out(&[&lookups])).await {
