@@ -238,18 +238,19 @@ pub async fn read_datagrams(
 ) -> quinn::ConnectionError {
     let mut losses = Losses::default();
     loop {
-        let arrived = connection.stats().frame_rx.datagram;
-        let first = match connection.read_datagram().now_or_never() {
-            Some(first) => first,
-            None => {
-                let lost = losses.seen(arrived);
-                if lost > 0
-                    && !inbound.send(InBatch { tunnel: tunnel.clone(), frames: Vec::new(), lost }).await
-                {
-                    return quinn::ConnectionError::LocallyClosed;
-                }
-                connection.read_datagram().await
+        // statistics take the connection's lock: they are asked for when nothing waits to be read
+        let mut first = connection.read_datagram().now_or_never();
+        if first.is_none() {
+            let arrived = connection.stats().frame_rx.datagram;
+            first = connection.read_datagram().now_or_never();
+            let lost = if first.is_none() { losses.seen(arrived) } else { 0 };
+            if lost > 0 && !inbound.send(InBatch { tunnel: tunnel.clone(), frames: Vec::new(), lost }).await {
+                return quinn::ConnectionError::LocallyClosed;
             }
+        }
+        let first = match first {
+            Some(first) => first,
+            None => connection.read_datagram().await,
         };
         let first = match first {
             Ok(first) => first,
