@@ -29,6 +29,8 @@ fn net(routes: u32) -> NetworkFib {
         gateways: vec![std::net::Ipv4Addr::new(192, 168, 100, 1).into()],
         routes: owned.collect(),
         egress: vec![],
+        egress_holds: vec![],
+        egress_drained: vec![],
         egress_peers: vec![],
         offer: vec![],
         expose: vec![],

@@ -172,6 +172,8 @@ fn spec(own: u8, other: u8) -> NetworkSpec {
             (prefix("fd77:9::/64".into()), PeerIx(9)),
         ],
         egress: vec![],
+        egress_holds: vec![],
+        egress_drained: vec![],
         egress_peers: vec![],
         offer: vec![],
         expose: vec![],

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Protocol version told in the hello. A node refuses another major version.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// ALPN protocol name of a mesh tunnel (RFC 7301).
 pub const ALPN: &[u8] = b"mesh/1";

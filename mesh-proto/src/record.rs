@@ -51,6 +51,37 @@ pub struct EgressOffer {
     pub destinations: Vec<Prefix>,
     /// Lower is preferred.
     pub priority: u32,
+    /// Whether it can be used at present.
+    pub condition: Condition,
+}
+
+/// How an egress node is at present, by its own word: a tunnel that is up says nothing of the uplink behind it. From the best
+/// to the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Encode, Decode)]
+pub enum Condition {
+    /// It carries.
+    #[default]
+    Healthy,
+    /// It is about to go: flows in progress stay, new ones go elsewhere.
+    Draining,
+    /// Its uplink does not carry: no flow has a way through it.
+    UplinkDown {
+        /// What is wrong with it.
+        fault: UplinkFault,
+        /// Milliseconds from the last proof that it carried to this word: part of the outage.
+        for_ms: u32,
+    },
+    /// It is drained: no flow stays.
+    Drained,
+}
+
+/// What is wrong with an uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+pub enum UplinkFault {
+    /// The interface is down, has no carrier, or is not there.
+    Link,
+    /// The targets of its probes do not answer.
+    Probe,
 }
 
 /// A record as it travels.

@@ -8,6 +8,7 @@ use tracing::debug;
 
 use super::event::{ConnId, LocalNode, Now, Output};
 use super::members::RefusedRecord;
+use super::offers::Offers;
 use super::{Control, Trust, rib};
 use crate::notice::Notice;
 
@@ -132,7 +133,7 @@ impl Control {
 
     /// Signs our record anew and tells everybody.
     pub(super) fn announce(&mut self, leaving: bool, now: Now) {
-        match sign_own(&self.local, &self.trust, self.own.record.version, leaving, now) {
+        match sign_own(&self.local, &self.offers, &self.trust, self.own.record.version, leaving, now) {
             Ok(own) => self.own = own,
             Err(error) => return self.tell(Notice::OwnRecordUnsigned { error: error.to_string() }),
         }
@@ -175,6 +176,7 @@ pub(super) fn unix_time(unix_ms: u64) -> UnixTime {
 /// Our record, newer than `last`.
 pub(super) fn sign_own(
     local: &LocalNode,
+    offers: &Offers,
     trust: &Trust,
     last: u64,
     leaving: bool,
@@ -184,7 +186,7 @@ pub(super) fn sign_own(
         name: n.name.clone(),
         prefixes: n.maps.iter().map(|(_, prefix)| *prefix).collect(),
         announced: n.announce.iter().map(|a| a.prefix).collect(),
-        egress: rib::own_offer(local, &n.name),
+        egress: rib::own_offer(local, &n.name, offers),
     });
     let record = Record {
         node: local.identity.node.clone(),

@@ -22,6 +22,7 @@ use self::event::{Input, LocalNode, Now, Output, Saved, Target, TunnelSpec};
 use self::exchange::{sign_own, unix_time};
 use self::host::HostState;
 use self::members::{Members, Seed};
+use self::offers::Offers;
 use self::rib::Election;
 use self::sessions::Dialer;
 use crate::forward::fib::NetworkSpec;
@@ -36,6 +37,7 @@ pub mod host;
 pub mod kernel;
 pub mod liveness;
 pub mod members;
+pub mod offers;
 mod publish;
 mod reload;
 pub mod rib;
@@ -114,6 +116,7 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Control {
     local: LocalNode,
+    offers: Offers,
     trust: Trust,
     rng: SmallRng,
     own: VerifiedRecord,
@@ -172,9 +175,11 @@ impl Control {
         // who is named in the file is wanted
         let named = |node: &NodeId| members.seeds.values().any(|s| s.pinned && s.node.as_ref() == Some(node));
         members.removed = saved.removed.into_iter().filter(|node| !named(node)).collect();
-        let own = sign_own(&local, &trust, last_version, false, now)?;
+        let offers = Offers::default();
+        let own = sign_own(&local, &offers, &trust, last_version, false, now)?;
         let mut control = Self {
             local,
+            offers,
             trust,
             rng: SmallRng::seed_from_u64(seed),
             own,

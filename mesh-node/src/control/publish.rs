@@ -23,6 +23,7 @@ impl Control {
         for network in &self.local.networks {
             let elected = rib::elect(
                 &self.local,
+                &self.offers,
                 network,
                 &self.members,
                 &self.elected,

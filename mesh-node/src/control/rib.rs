@@ -7,8 +7,9 @@ use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use super::event::{LocalNetwork, LocalNode};
 use super::members::{Members, Peer};
+use super::offers::Offers;
 use crate::config::EgressChoice;
-use crate::forward::fib::{Egress, NetworkSpec};
+use crate::forward::fib::{Egress, EgressVia, NetworkSpec};
 
 /// Private, shared and special ranges that egress refuses unless a `destination` opens them.
 /// RFC 1918, 6598, 3927, 1122, 5771, 4193, 4291.
@@ -135,11 +136,12 @@ fn offered(local: &LocalNode, network: &NetworkName) -> Vec<Prefix> {
 }
 
 /// This node's own offer for a network, as others are told of it.
-pub fn own_offer(local: &LocalNode, network: &NetworkName) -> Option<EgressOffer> {
+pub fn own_offer(local: &LocalNode, network: &NetworkName, offers: &Offers) -> Option<EgressOffer> {
     let destinations = offered(local, network);
-    let priorities = local.egress.iter().filter(|e| e.networks.contains(network)).map(|e| e.priority);
-    let priority = priorities.min().filter(|_| !destinations.is_empty())?;
-    Some(EgressOffer { destinations, priority })
+    let configured = || local.egress.iter().filter(|e| e.networks.contains(network));
+    let priority = configured().map(|e| e.priority).min().filter(|_| !destinations.is_empty())?;
+    let condition = configured().map(|e| offers.condition(e)).max().unwrap_or_default();
+    Some(EgressOffer { destinations, priority, condition })
 }
 
 /// Per destination prefix whether it may leave here (longest match): private ranges, this host and its connected networks
@@ -164,12 +166,13 @@ pub fn offer_rules(local: &LocalNode, network: &NetworkName) -> Vec<(Prefix, boo
 /// operator's word, goes before all while it is alive.
 pub fn elect(
     local: &LocalNode,
+    offers: &Offers,
     network: &LocalNetwork,
     members: &Members,
     current: &BTreeMap<(NetworkName, Prefix), NodeId>,
     forced: Option<&NodeId>,
 ) -> Vec<Election> {
-    let own = own_offer(local, &network.name);
+    let own = own_offer(local, &network.name, offers);
     let others = members
         .present()
         .filter_map(|(node, peer)| Some((node, part(peer, &network.name)?.egress.as_ref()?)));
@@ -245,6 +248,10 @@ pub fn network_spec(
     elections: &[Election],
 ) -> NetworkSpec {
     let ix = |node: &NodeId| members.peers.get(node).map(|p| p.ix);
+    let via = |node: &NodeId| match *node == local.identity.node {
+        true => Some(Egress::Own),
+        false => ix(node).map(Egress::Peer),
+    };
     NetworkSpec {
         name: network.name.clone(),
         maps: network.maps.clone(),
@@ -258,13 +265,21 @@ pub fn network_spec(
             .iter()
             .filter_map(|e| {
                 let elected = e.elected.as_ref()?;
-                let via =
-                    if *elected == local.identity.node { Egress::Own } else { Egress::Peer(ix(elected)?) };
-                Some((e.destination, via))
+                let via = EgressVia { egress: via(elected)?, key: rendezvous_key(elected) };
+                Some((e.destination, vec![via]))
             })
             .collect(),
+        egress_holds: Vec::new(),
+        egress_drained: Vec::new(),
         egress_peers: egress_peers(network, members).iter().map(|p| p.ix).collect(),
         offer: offer_rules(local, &network.name),
         expose: local.expose.clone(),
     }
+}
+
+/// A node's key for rendezvous hashing (FNV-1a): of its name alone, so that it stays over restarts.
+fn rendezvous_key(node: &NodeId) -> u64 {
+    node.as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -25,6 +25,15 @@ pub enum Egress {
     Own,
 }
 
+/// One of the egress nodes among which a destination's flows are spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EgressVia {
+    /// Which.
+    pub egress: Egress,
+    /// Of the node's name, for rendezvous hashing: who has which flow depends on names alone.
+    pub key: u64,
+}
+
 /// What of the host itself the mesh may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Expose {
@@ -51,8 +60,13 @@ pub struct NetworkSpec {
     pub gateways: Vec<IpAddr>,
     /// Mesh prefixes and announced prefixes of other nodes: the owner of each.
     pub routes: Vec<(Prefix, PeerIx)>,
-    /// Elected egress per destination prefix (longest match).
-    pub egress: Vec<(Prefix, Egress)>,
+    /// Elected egress per destination prefix (longest match): where new flows go. Never an empty list; more than one where
+    /// flows are spread.
+    pub egress: Vec<(Prefix, Vec<EgressVia>)>,
+    /// Egress whose flows in progress stay where they are, elected or not: it carries.
+    pub egress_holds: Vec<Egress>,
+    /// Egress that is drained: flows that are still there have outlived it.
+    pub egress_drained: Vec<Egress>,
     /// Peers from which a packet with an Internet source is accepted (the egress nodes this network lists).
     pub egress_peers: Vec<PeerIx>,
     /// On a node that offers egress for this network: per destination prefix, whether it may leave (longest match).
@@ -120,7 +134,12 @@ impl NetworkFib {
         }
         let to_mesh = spec.maps.iter().filter_map(|&(local, mesh)| Mapping::new(local, mesh)).collect();
         let to_local = spec.maps.iter().filter_map(|&(local, mesh)| Mapping::new(mesh, local)).collect();
-        let egress = Lpm::of(&spec.egress);
+        let mut egress = Lpm::default();
+        for (prefix, via) in &spec.egress {
+            if let Some(first) = via.first() {
+                egress.insert(*prefix, first.egress);
+            }
+        }
         let offer = Lpm::of(&spec.offer);
         Self { spec, to_mesh, to_local, owners, egress, offer }
     }

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::fib::NetworkSpec;
+use super::fib::{Egress, EgressVia, NetworkSpec};
 use super::packets::{checksums_hold, icmp_error, ip, ping, readdressed, tcp, udp};
 use super::*;
 
@@ -21,7 +21,9 @@ fn spec() -> NetworkSpec {
             (p("10.77.3.0/24"), OTHER),
             (p("203.0.113.15/32"), OTHER),
         ],
-        egress: vec![(p("0.0.0.0/0"), Egress::Peer(PEER))],
+        egress: vec![(p("0.0.0.0/0"), vec![EgressVia { egress: Egress::Peer(PEER), key: 1 }])],
+        egress_holds: Vec::new(),
+        egress_drained: Vec::new(),
         egress_peers: vec![PEER],
         offer: vec![],
         expose: vec![Expose::Icmp, Expose::Tcp(22)],
@@ -32,7 +34,7 @@ fn spec() -> NetworkSpec {
 fn egress_spec() -> NetworkSpec {
     let p = |text: &str| text.parse().unwrap();
     NetworkSpec {
-        egress: vec![(p("0.0.0.0/0"), Egress::Own)],
+        egress: vec![(p("0.0.0.0/0"), vec![EgressVia { egress: Egress::Own, key: 1 }])],
         egress_peers: vec![],
         offer: vec![(p("0.0.0.0/0"), true), (p("10.0.0.0/8"), false), (p("10.9.0.0/16"), true)],
         ..spec()
@@ -330,6 +332,8 @@ proptest! {
             maps: vec![(p("192.168.100.0/24"), p("10.77.2.0/24"))],
             announced: vec![],
             routes: vec![(p("10.77.1.0/24"), us), (p("203.0.113.14/32"), us), (p("10.77.3.0/24"), OTHER)],
+            egress_holds: vec![],
+            egress_drained: vec![],
             egress_peers: vec![],
             offer: vec![(p("0.0.0.0/0"), true)],
             ..spec()
