@@ -23,7 +23,11 @@ need conntrack conntrack
 need sysctl procps
 need cc build-essential
 if [ "${1:-}" = bench ]; then
-    need nebula nebula # what the benchmarks compare with
+    # what the benchmarks compare with
+    need nebula nebula
+    need wireguard-go wireguard-go
+    need wg wireguard-tools
+    need column bsdextrautils
 fi
 
 # Prometheus is unpacked into the target directory, not installed: the package would start a service on this machine.

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Side by side: no tunnel, nebula and mesh in one lab, interleaved, medians, ratios.
+# Side by side in one lab: no tunnel, VXLAN, others' tunnels and mesh; interleaved, medians, ratios.
 #
 #   bench.sh                  writes OUT/bench.json, prints the table
 #
 #   ROUNDS=3     rounds; each runs every peer once, so that a slow minute of the machine hits all
-#   PEERS="plain nebula mesh" which peer-*.sh
+#   PEERS="plain vxlan nebula wireguard mesh"   which peer-*.sh
+#   PROTOTYPE=B  a program B of the measured prototype: its rows beside the others
 #   TESTS="..."  which tests of measure.sh ("all" for every one)
 #   SECS=6       seconds of a TCP test
 #   OUT          where results go (default: target/bench)
@@ -14,8 +15,8 @@ set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd)
 ROUNDS=${ROUNDS:-3}
-PEERS=${PEERS:-plain nebula mesh}
-TESTS=${TESTS:-slowping tcp1 tcp1r tcp4 udp1200 udp64 loadping}
+PEERS=${PEERS:-plain vxlan nebula wireguard mesh${PROTOTYPE:+ prototype}}
+TESTS=${TESTS:-slowping tcp1 tcp1r tcp4 tcp4r udp1200 udp64 rate1200 rate64 loadping sparsebulk sparseflood}
 SECS=${SECS:-6}
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 OUT=${OUT:-$TARGET/bench}
@@ -27,14 +28,19 @@ export MESH_BIN=${MESH_BIN:-$TARGET/release}
 
 install_missing() {
   local want=() pair
-  for pair in iperf3:iperf3 jq:jq ethtool:ethtool ip:iproute2 ping:iputils-ping nft:nftables \
-              "${NEBULA_BIN:-nebula}:nebula" column:bsdextrautils; do
-    case $PEERS in *nebula*) ;; *) [ "${pair##*:}" = nebula ] && continue ;; esac
+  for pair in iperf3:iperf3 jq:jq ethtool:ethtool ip:iproute2 ping:iputils-ping nft:nftables column:bsdextrautils \
+              "${NEBULA_BIN:-nebula}:nebula" "${WG_BIN:-wireguard-go}:wireguard-go" wg:wireguard-tools; do
+    case ${pair##*:} in
+      nebula) [[ " $PEERS " == *" nebula "* ]] || continue ;;
+      wireguard-*) [[ " $PEERS " == *" wireguard "* ]] || continue ;;
+    esac
     command -v "${pair%%:*}" >/dev/null || want+=("${pair##*:}")
   done
   [ ${#want[@]} = 0 ] && return
   echo "installing ${want[*]}" >&2
-  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${want[@]}" >/dev/null
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq >/dev/null || true
+  apt-get install -qq -y --no-install-recommends "${want[@]}" >/dev/null
 }
 
 PEER=
@@ -47,7 +53,7 @@ trap 'exit 130' INT TERM
 
 install_missing
 if [ -z "${NO_BUILD:-}" ]; then
-  (cd "$ROOT" && cargo build --release -p mesh-node -p mesh-ctl)
+  (cd "$ROOT" && cargo build --release --locked -p mesh-node -p mesh-ctl -p mesh-benches --bins)
 fi
 mkdir -p "$OUT"
 : >"$OUT/measurements.jsonl"
@@ -81,7 +87,7 @@ echo "medians of $ROUNDS rounds; \"x nebula\": above 1 mesh is better, whichever
 jq -r '
   def show: if . == null then "-" elif . >= 100 then (. | round | tostring) else (. * 100 | round / 100 | tostring) end;
   (.rows[0].median | keys_unsorted) as $have
-  | (["plain", "nebula", "mesh"] | map(select(. as $p | $have | index($p)))) as $known
+  | (["plain", "vxlan", "nebula", "wireguard", "prototype", "mesh"] | map(select(. as $p | $have | index($p)))) as $known
   | ($known + ($have - $known)) as $peers
   | (["metric"] + $peers + ["x nebula"]),
     (.rows[] | . as $row | [.metric] + ($peers | map($row.median[.] | show)) + [.against_nebula | show])
