@@ -79,7 +79,8 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn receive(port: u16, limit: Duration) -> anyhow::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("bind port {port}"))?;
+    let socket =
+        UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("bind port {port}"))?;
     setsockopt(&socket, RcvBufForce, &BUFFER).context("a large receive buffer needs root")?;
     setsockopt(&socket, ReceiveTimeout, &TimeVal::new(0, SILENCE))?;
     let mut buffers = vec![[0u8; 2048]; BATCH];
