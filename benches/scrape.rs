@@ -110,6 +110,7 @@ fn control(peers: u32, now: Now) -> Control {
             egress: EgressChoice::Nodes(
                 (1..=3).map(|n| format!("host-{n}").parse().expect("a name")).collect(),
             ),
+            egress_rules: Default::default(),
         }],
         egress: vec![],
         connected: vec![],

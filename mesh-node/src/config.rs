@@ -14,7 +14,10 @@ use crate::forward::fib::Expose;
 mod check;
 pub mod document;
 pub mod reference;
+mod rules;
 mod walk;
+
+pub use rules::{EgressFallback, EgressRules};
 
 use walk::{Section, Walk};
 
@@ -129,6 +132,8 @@ pub struct NetworkConfig {
     pub announce: Vec<AnnounceConfig>,
     /// How it leaves the mesh.
     pub egress: EgressChoice,
+    /// How one of several is elected.
+    pub egress_rules: EgressRules,
     /// Where it stands.
     pub line: usize,
 }
@@ -322,7 +327,7 @@ fn peer(w: &mut Walk<'_>, s: &Section<'_>) -> Option<PeerConfig> {
 }
 
 fn network(w: &mut Walk<'_>, s: &Section<'_>) -> Option<NetworkConfig> {
-    w.keys(s, "network", &["egress_preempt", "egress_fallback", "egress_balance", "probe"]);
+    w.keys(s, "network", &["probe"]);
     w.need(s, "name");
     w.need(s, "interface");
     let name = w.one(s, "name", parsed);
@@ -350,6 +355,7 @@ fn network(w: &mut Walk<'_>, s: &Section<'_>) -> Option<NetworkConfig> {
         prefixes,
         announce,
         egress,
+        egress_rules: EgressRules::read(w, s),
         line: s.line,
     })
 }

@@ -198,6 +198,7 @@ fn look_at_networks(
             gateways: resolved.subnets_with_gateway,
             announce: network.announce.clone(),
             egress: network.egress.clone(),
+            egress_rules: network.egress_rules,
         });
     }
     if let Some(identity) = identity {

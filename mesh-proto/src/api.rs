@@ -215,14 +215,39 @@ pub struct Egress {
     pub network: String,
     /// The destination.
     pub destination: Prefix,
-    /// `active`, `standby` (not the preferred one), `none`, `local`, `refused`.
+    /// `active`, `standby` (not the preferred one), `none`, `fallback` (none, and this host carries), `local`, `refused`.
     pub state: String,
     /// Why it is not `active`.
     pub reason: Option<String>,
-    /// The node in use.
+    /// The node in use; the first of them, where flows are spread.
     pub elected: Option<String>,
+    /// All nodes in use: more than one where flows are spread.
+    #[serde(default)]
+    pub elected_nodes: Vec<String>,
+    /// The node that an operator has named.
+    #[serde(default)]
+    pub forced: Option<String>,
     /// In order of preference.
     pub candidates: Vec<Candidate>,
+    /// The last time that the role went to another node, or to none.
+    #[serde(default)]
+    pub last_failover: Option<Failover>,
+}
+
+/// A change of who carries a destination.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Failover {
+    /// When.
+    pub at: String,
+    /// Why: `tunnel`, `liveness`, `uplink`, `drain`, `left`, `preferred`, `preempt`, `operator`, `hold_down` as to who carried
+    /// before; `returned` where nobody did.
+    pub cause: String,
+    /// Who carried before.
+    pub from: Option<String>,
+    /// Who carries since.
+    pub to: Option<String>,
+    /// From the last proof that the one before carried; none while nobody does.
+    pub duration_seconds: Option<f64>,
 }
 
 /// A candidate.
@@ -230,8 +255,21 @@ pub struct Egress {
 pub struct Candidate {
     /// Who.
     pub node: String,
-    /// `alive`; `silent`: its tunnel is up, and probes are not answered; `down`.
+    /// `alive`; `held_down`: it fails again and again; `draining`; `drained`; `uplink_down`; `silent`: its tunnel is up, and probes
+    /// are not answered; `down`.
     pub state: String,
+    /// Why it is not `alive`.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Since when it is in this state.
+    #[serde(default)]
+    pub since: String,
+    /// When its hold-down ends.
+    #[serde(default)]
+    pub held_down_until: Option<String>,
+    /// Flows in progress that stay with it.
+    #[serde(default)]
+    pub flows: u64,
 }
 
 /// `POST /v1/egress/use`.

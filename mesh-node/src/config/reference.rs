@@ -270,6 +270,33 @@ pub const KEYS: &[Key] = &[
         "Where its VMs leave the mesh: names of egress nodes in order of preference; \"auto\", any that offers, by \
          priority; \"local\", this host; \"none\".",
     ),
+    applied(
+        "network",
+        "egress_preempt",
+        "false or string (duration)",
+        "false",
+        r#""30s""#,
+        "An egress node earlier in the order takes over from one that works, once it has been healthy for this long, 1s to \
+         3600s. Without it, the one in use stays while it works.",
+    ),
+    applied(
+        "network",
+        "egress_fallback",
+        "string",
+        r#""none""#,
+        r#""local""#,
+        "While no egress node is healthy for any destination: \"none\" refuses with an ICMP error; \"local\" lets the \
+         segment's traffic leave by this host, as `egress = \"local\"` does.",
+    ),
+    applied(
+        "network",
+        "egress_balance",
+        "boolean",
+        "false",
+        "true",
+        "Spread flows over all healthy egress nodes of the best `priority`: those listed in `egress` are then a set. The \
+         loss of one moves its flows alone.",
+    ),
     applied("announce", "prefix", "string", REQUIRED, r#""203.0.113.16/29""#, "The prefix to announce."),
     applied(
         "announce",

@@ -86,6 +86,18 @@ impl<'a> Walk<'a> {
         s.table.get(key).and_then(|v| v.get_ref().as_str()) == Some(text)
     }
 
+    pub(super) fn is_false(&self, s: &Section<'_>, key: &str) -> bool {
+        s.table.get(key).and_then(|v| v.get_ref().as_bool()) == Some(false)
+    }
+
+    pub(super) fn truth(&mut self, s: &Section<'_>, key: &str) -> Option<bool> {
+        let truth = s.table.get(key)?.get_ref().as_bool();
+        if truth.is_none() {
+            self.at(s, key, "is neither true nor false; write it without quotes");
+        }
+        truth
+    }
+
     pub(super) fn text(&mut self, s: &Section<'_>, key: &str) -> Option<String> {
         self.one(
             s,

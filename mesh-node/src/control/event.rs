@@ -14,7 +14,7 @@ use mesh_proto::{NetworkName, NodeId, Prefix};
 use super::Trust;
 use super::host::HostState;
 use super::liveness::{Change, ProbeParams};
-use crate::config::{AnnounceConfig, EgressChoice, EgressConfig, ForeignChains};
+use crate::config::{AnnounceConfig, EgressChoice, EgressConfig, EgressRules, ForeignChains};
 use crate::forward::fib::{Expose, NetworkIx, NetworkSpec, PeerIx};
 use crate::notice::Notice;
 
@@ -68,6 +68,8 @@ pub struct LocalNetwork {
     pub announce: Vec<AnnounceConfig>,
     /// Preferred egress.
     pub egress: EgressChoice,
+    /// How one of several is elected.
+    pub egress_rules: EgressRules,
 }
 
 /// All that this node is told of itself.

@@ -18,8 +18,8 @@ pub const PEER_STATES: [&str; 6] = ["up", "dialing", "down", "idle", "left", "re
 /// States a route can be in.
 pub const ROUTE_STATES: [&str; 3] = ["local", "installed", "unreachable"];
 
-/// States a destination of egress can be in: by the first of the candidates, by another, or by nobody.
-pub const EGRESS_STATES: [&str; 3] = ["active", "standby", "none"];
+/// States a destination of egress can be in: by the first of the candidates, by another, by this host instead, or by nobody.
+pub const EGRESS_STATES: [&str; 4] = ["active", "standby", "fallback", "none"];
 
 /// A peer's numbers.
 #[derive(Debug, Clone)]
@@ -103,9 +103,9 @@ impl Control {
     /// The candidates for a network's egress, over all destinations.
     pub fn egress_gauges(&self, network: &LocalNetwork) -> Vec<EgressGauge<'_>> {
         let mut active: BTreeMap<&NodeId, bool> = BTreeMap::new();
-        for election in self.elections.get(&network.name).into_iter().flatten() {
+        for election in self.roles.elections(&network.name) {
             for candidate in &election.candidates {
-                let used = election.elected.as_ref() == Some(&candidate.node);
+                let used = election.elected.contains(&candidate.node);
                 *active.entry(&candidate.node).or_insert(false) |= used;
             }
         }
@@ -116,14 +116,9 @@ impl Control {
     /// How many of a network's egress destinations are in each state.
     pub fn egress_by_state(&self, network: &LocalNetwork) -> [(&'static str, u64); EGRESS_STATES.len()] {
         let mut counts = EGRESS_STATES.map(|state| (state, 0));
-        for election in self.elections.get(&network.name).into_iter().flatten() {
-            let first = election.candidates.first().map(|c| &c.node);
-            let state = match &election.elected {
-                Some(node) if first == Some(node) => 0,
-                Some(_) => 1,
-                None => 2,
-            };
-            counts[state].1 += 1;
+        for election in self.roles.elections(&network.name) {
+            let state = self.egress_state(network, election);
+            counts.iter_mut().filter(|(name, _)| *name == state).for_each(|(_, count)| *count += 1);
         }
         counts
     }

@@ -1,13 +1,13 @@
 //! From what is known of the mesh to the kernel state this host should have.
 
-use std::collections::BTreeMap;
-
 use mesh_proto::{NetworkName, NodeId, Prefix};
 
+use super::egress::Roles;
+use super::egress::election::Election;
 use super::event::{LocalNetwork, LocalNode};
 use super::host::{HostAnnounced, HostEgress, HostNetwork, HostOut, HostState, MeshRoute, OwnEgress};
 use super::members::{FULL_MESH, Members};
-use super::rib::{self, Election};
+use super::rib;
 use crate::config::EgressChoice;
 
 /// Largest inner packet towards ourselves: the TUN's device MTU.
@@ -17,13 +17,9 @@ pub const TUN_MTU: u32 = 1500;
 const ON_DEMAND_MTU: u32 = 1160;
 
 /// The whole of it.
-pub fn host_state(
-    local: &LocalNode,
-    members: &Members,
-    elections: &BTreeMap<NetworkName, Vec<Election>>,
-) -> HostState {
+pub fn host_state(local: &LocalNode, members: &Members, roles: &Roles) -> HostState {
     let network = |network: &LocalNetwork| {
-        let elected = elections.get(&network.name).map_or(&[][..], Vec::as_slice);
+        let elected = roles.elections(&network.name);
         HostNetwork {
             slot: network.ix.0,
             name: network.name.clone(),
@@ -36,7 +32,7 @@ pub fn host_state(
                 .map(|a| HostAnnounced { prefix: a.prefix, via: a.via, internet_own: a.internet_own })
                 .collect(),
             routes: routes(local, network, members),
-            out: out(local, network, members, elected),
+            out: out(local, network, members, roles),
             offer: own_egress(local, &network.name).filter(|_| local.identity.grants.egress),
             own: own(local, network, elected),
             expose: local.expose.clone(),
@@ -77,16 +73,19 @@ fn mtu_to(local: &LocalNode, members: &Members, node: &NodeId) -> Option<u32> {
     Some(mtu.min(local.mtu.unwrap_or(u32::MAX)).min(TUN_MTU))
 }
 
-fn out(local: &LocalNode, network: &LocalNetwork, members: &Members, elections: &[Election]) -> HostOut {
+fn out(local: &LocalNode, network: &LocalNetwork, members: &Members, roles: &Roles) -> HostOut {
     let smallest = |v4: bool| {
-        let here = elections.iter().filter(|e| e.destination.is_v4() == v4);
-        here.filter_map(|e| mtu_to(local, members, e.elected.as_ref()?)).min()
+        let here = roles.elections(&network.name).iter().filter(|e| e.destination.is_v4() == v4);
+        here.flat_map(|e| &e.elected).filter_map(|node| mtu_to(local, members, node)).min()
+    };
+    let by_this_host = || {
+        let masquerade = HostEgress { interface: None, snat: Vec::new() };
+        HostOut::Local(own_egress(local, &network.name).unwrap_or(masquerade))
     };
     match network.egress {
         EgressChoice::None => HostOut::None,
-        EgressChoice::Local => HostOut::Local(
-            own_egress(local, &network.name).unwrap_or(HostEgress { interface: None, snat: Vec::new() }),
-        ),
+        EgressChoice::Local => by_this_host(),
+        _ if roles.has_fallen_back(&network.name) => by_this_host(),
         EgressChoice::Nodes(_) | EgressChoice::Auto => {
             HostOut::Tunnel { mtu4: smallest(true), mtu6: smallest(false) }
         }
@@ -95,7 +94,7 @@ fn out(local: &LocalNode, network: &LocalNetwork, members: &Members, elections: 
 
 fn own(local: &LocalNode, network: &LocalNetwork, elections: &[Election]) -> OwnEgress {
     let by: Vec<(Prefix, bool)> =
-        elections.iter().map(|e| (e.destination, e.elected.as_ref() == Some(&local.identity.node))).collect();
+        elections.iter().map(|e| (e.destination, e.elected.contains(&local.identity.node))).collect();
     let offered = rib::offer_rules(local, &network.name);
     if offered.is_empty() || !by.iter().any(|(_, own)| *own) {
         return OwnEgress::default();

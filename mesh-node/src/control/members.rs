@@ -39,8 +39,8 @@ pub struct Tunnel {
     pub since_unix_ms: u64,
     /// Largest inner packet.
     pub mtu: u32,
-    /// Probes say that its other end is silent: it carries no egress.
-    pub silent: bool,
+    /// Probes say that its other end is silent: it carries no egress. Since when nothing came.
+    pub silent: Option<Instant>,
 }
 
 /// Another node.
@@ -64,8 +64,6 @@ pub struct Peer {
     pub left: bool,
     /// A packet wanted to go there.
     pub wanted: bool,
-    /// A tunnel to it has been lost since this node started.
-    pub failed: bool,
     /// Two nodes use this name: two records of one version were seen.
     pub doubled: bool,
 }
@@ -152,7 +150,6 @@ impl Members {
                 since_unix_ms: unix_ms,
                 left: false,
                 wanted: false,
-                failed: false,
                 doubled: false,
             };
             self.peers.insert(node.clone(), peer);

@@ -12,24 +12,26 @@ use mesh_proto::hello::{CloseCode, Hello, NetworkHandle};
 use mesh_proto::identity::{NodeKey, TrustRoots};
 use mesh_proto::limits::PROTOCOL_VERSION;
 use mesh_proto::record::VerifiedRecord;
-use mesh_proto::{NetworkName, NodeId, Prefix, suggest};
+use mesh_proto::{NetworkName, NodeId, suggest};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rustls_pki_types::CertificateDer;
 use tracing::debug;
 
+use self::egress::Roles;
+use self::egress::failover::{FailoverCause, OUTAGE_BUCKETS};
 use self::event::{Input, LocalNode, Now, Output, Saved, Target, TunnelSpec};
 use self::exchange::{sign_own, unix_time};
 use self::host::HostState;
 use self::members::{Members, Seed};
+use self::observed::Observed;
 use self::offers::Offers;
-use self::rib::Election;
 use self::sessions::Dialer;
 use crate::forward::fib::NetworkSpec;
 use crate::notice::Notice;
 use crate::notice::limiter::Limiter;
 
-mod egress_use;
+pub mod egress;
 pub mod event;
 mod exchange;
 pub mod gauges;
@@ -37,6 +39,7 @@ pub mod host;
 pub mod kernel;
 pub mod liveness;
 pub mod members;
+pub mod observed;
 pub mod offers;
 mod publish;
 mod reload;
@@ -75,41 +78,34 @@ pub struct HostReport {
 /// Upper bounds of the histogram of handshakes, in seconds: from a LAN to a path that loses packets.
 pub const HANDSHAKE_BUCKETS: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
-/// How long handshakes took that succeeded.
-#[derive(Debug, Default)]
-pub struct Handshakes {
-    /// Per bucket, those not longer than its bound.
-    pub within: [u64; HANDSHAKE_BUCKETS.len()],
-    /// All of them.
-    pub count: u64,
-    /// Together.
-    pub seconds: f64,
-}
-
-impl Handshakes {
-    fn add(&mut self, took: std::time::Duration) {
-        let seconds = took.as_secs_f64();
-        for (count, bound) in self.within.iter_mut().zip(HANDSHAKE_BUCKETS) {
-            *count += u64::from(seconds <= bound);
-        }
-        self.count += 1;
-        self.seconds += seconds;
-    }
-}
-
 /// Counts for the metrics endpoint.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counts {
     /// Tunnels that did not come up, by reason.
     pub handshake_failures: BTreeMap<&'static str, u64>,
     /// Those that succeeded.
-    pub handshakes: Handshakes,
+    pub handshakes: Observed<{ HANDSHAKE_BUCKETS.len() }>,
     /// Changes from one egress node to another, by cause.
-    pub egress_failovers: BTreeMap<(NetworkName, rib::FailoverCause), u64>,
+    pub egress_failovers: BTreeMap<(NetworkName, FailoverCause), u64>,
+    /// How long nobody carried a destination, each time.
+    pub egress_outages: BTreeMap<NetworkName, Observed<{ OUTAGE_BUCKETS.len() }>>,
     /// Records refused.
     pub records_refused: u64,
     /// The last reload was rejected.
     pub reload_failed: bool,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            handshake_failures: BTreeMap::new(),
+            handshakes: Observed::new(HANDSHAKE_BUCKETS),
+            egress_failovers: BTreeMap::new(),
+            egress_outages: BTreeMap::new(),
+            records_refused: 0,
+            reload_failed: false,
+        }
+    }
 }
 
 /// The node's decisions.
@@ -121,8 +117,7 @@ pub struct Control {
     rng: SmallRng,
     own: VerifiedRecord,
     members: Members,
-    elected: BTreeMap<(NetworkName, Prefix), NodeId>,
-    elections: BTreeMap<NetworkName, Vec<Election>>,
+    roles: Roles,
     published: (Vec<Option<NetworkSpec>>, Vec<TunnelSpec>, Arc<HostState>),
     host: HostReport,
     counts: Counts,
@@ -132,8 +127,6 @@ pub struct Control {
     own_name_elsewhere: u32,
     /// The networks' numbers have changed since the start: a hello may be older than that.
     renumbered: bool,
-    /// Egress nodes that the operator has forced.
-    egress_used: BTreeMap<NetworkName, NodeId>,
     /// Tunnels that are probed.
     probed: BTreeMap<event::ConnId, liveness::ProbeParams>,
     traces: trace::Traces,
@@ -184,20 +177,18 @@ impl Control {
             rng: SmallRng::seed_from_u64(seed),
             own,
             members,
-            elected: BTreeMap::new(),
-            elections: BTreeMap::new(),
+            roles: Roles::new(saved.egress_used),
             published: Default::default(),
             host: HostReport::default(),
             counts: Counts::default(),
             answers: Limiter::default(),
             own_name_elsewhere: 0,
             renumbered: false,
-            egress_used: saved.egress_used,
             probed: BTreeMap::new(),
             traces: trace::Traces::default(),
             outputs,
         };
-        control.refresh();
+        control.refresh(now);
         control.save();
         control.handle_timeout(now);
         Ok(control)
@@ -239,7 +230,7 @@ impl Control {
                     tunnel.mtu = mtu;
                 }
             }
-            Input::Liveness { conn, change } => self.liveness(conn, change),
+            Input::Liveness { conn, change } => self.liveness(conn, change, now),
             Input::Wanted(ix) => {
                 if let Some(peer) =
                     self.members.name(ix).cloned().and_then(|n| self.members.peers.get_mut(&n))
@@ -288,7 +279,7 @@ impl Control {
             Input::TraceAsk { node, request } => self.trace_ask(&node, request),
             Input::Leave => self.announce(true, now),
         }
-        self.refresh();
+        self.refresh(now);
         self.handle_timeout(now);
     }
 
@@ -304,9 +295,12 @@ impl Control {
         }
     }
 
-    /// What is due by `now`: dials, certificates that have expired.
+    /// What is due by `now`: dials, certificates that have expired, roles that change with time.
     pub fn handle_timeout(&mut self, now: Now) {
         self.close_expired(now);
+        if self.roles.due().is_some_and(|due| due <= now.mono) {
+            self.refresh(now);
+        }
         let nodes: Vec<NodeId> = self.members.peers.keys().cloned().collect();
         for node in nodes {
             let due = |peer: &members::Peer| {
@@ -359,7 +353,7 @@ impl Control {
             let left = (peer.tunnel.as_ref()?.identity.not_after + 1).max(0) as u64 * 1000;
             now.mono.checked_add(std::time::Duration::from_millis(left.saturating_sub(now.unix_ms)))
         });
-        peers.chain(seeds).chain(expiry).min()
+        peers.chain(seeds).chain(expiry).chain(self.roles.due()).min()
     }
 
     /// What is to be done, in order.
@@ -427,7 +421,7 @@ impl Control {
             self.tell(Notice::PeerRemoved { peer: node.clone() });
             self.members.removed.insert(node);
         }
-        self.refresh();
+        self.refresh(now);
         self.save();
         self.handle_timeout(now);
         Ok(())

@@ -5,37 +5,25 @@ use std::sync::Arc;
 
 use mesh_proto::{NetworkName, NodeId};
 
-use super::event::{Output, Saved, Target, TunnelSpec};
-use super::rib::{Election, FailoverCause};
+use super::event::{Now, Output, Saved, Target, TunnelSpec};
 use super::{Control, kernel, members, rib};
 use crate::forward::fib::NetworkSpec;
-use crate::notice::Notice;
 
 impl Control {
     /// Computes anew what packets and the kernel should see, and puts it out where it differs. Packets first: no packet
     /// reaches a TUN before the snapshot can place it. `control_loop` reads from a new tunnel after the kernel has followed.
-    pub(super) fn refresh(&mut self) {
+    pub(super) fn refresh(&mut self, now: Now) {
         for endpoint in self.members.recognise_seeds() {
             self.outputs.push_back(Output::CancelDial(Target::Seed(endpoint)));
         }
+        self.elect(now);
         let mut networks: Vec<Option<NetworkSpec>> = Vec::new();
-        let mut elections = BTreeMap::new();
         for network in &self.local.networks {
-            let elected = rib::elect(
-                &self.local,
-                &self.offers,
-                network,
-                &self.members,
-                &self.elected,
-                self.egress_used.get(&network.name),
-            );
             let slot = usize::from(network.ix.0);
             networks.resize_with(networks.len().max(slot + 1), || None);
-            networks[slot] = Some(rib::network_spec(&self.local, network, &self.members, &elected));
-            elections.insert(network.name.clone(), elected);
+            let elected = self.roles.elections(&network.name);
+            networks[slot] = Some(rib::network_spec(&self.local, network, &self.members, elected));
         }
-        self.note_failovers(&elections);
-        self.elections = elections;
         let tunnels = self.tunnel_specs();
         if self.published.0 != networks || self.published.1 != tunnels {
             self.published.0.clone_from(&networks);
@@ -43,7 +31,7 @@ impl Control {
             self.outputs.push_back(Output::Publish { networks, tunnels });
         }
         self.probe();
-        let host = kernel::host_state(&self.local, &self.members, &self.elections);
+        let host = kernel::host_state(&self.local, &self.members, &self.roles);
         if *self.published.2 != host {
             self.published.2 = Arc::new(host);
             self.outputs.push_back(Output::SyncHost(self.published.2.clone()));
@@ -52,7 +40,7 @@ impl Control {
 
     /// Egress nodes in use and their standbys are probed: everybody feels when one fails.
     fn probe(&mut self) {
-        let candidates = self.elections.values().flatten().flat_map(|election| &election.candidates);
+        let candidates = self.roles.all().flat_map(|(_, election)| &election.candidates);
         let nodes: BTreeSet<&NodeId> = candidates.map(|candidate| &candidate.node).collect();
         let wanted = nodes.into_iter().filter_map(|node| {
             let conn = self.members.peers.get(node)?.tunnel.as_ref()?.conn;
@@ -64,36 +52,6 @@ impl Control {
         if wanted != self.probed {
             self.probed.clone_from(&wanted);
             self.outputs.push_back(Output::Probe(wanted));
-        }
-    }
-
-    fn note_failovers(&mut self, elections: &BTreeMap<NetworkName, Vec<Election>>) {
-        for (network, elected) in elections {
-            for election in elected {
-                let key = (network.clone(), election.destination);
-                let before = match &election.elected {
-                    Some(node) => self.elected.insert(key, node.clone()),
-                    None => self.elected.remove(&key),
-                };
-                if before != election.elected {
-                    let (at, destination) = (network.clone(), election.destination);
-                    let from = before.clone();
-                    self.outputs.push_back(Output::Tell(match election.elected.clone() {
-                        Some(to) => Notice::EgressElected { network: at, destination, from, to },
-                        None => Notice::EgressLost { network: at, destination, from },
-                    }));
-                    if let Some(before) = before.filter(|_| election.elected.is_some()) {
-                        let alive = election.candidates.iter().any(|c| c.node == before && c.alive);
-                        let tunnel = self.members.peers.get(&before).and_then(|peer| peer.tunnel.as_ref());
-                        let cause = match tunnel {
-                            _ if alive => FailoverCause::Preferred,
-                            Some(tunnel) if tunnel.silent => FailoverCause::Liveness,
-                            _ => FailoverCause::Tunnel,
-                        };
-                        *self.counts.egress_failovers.entry((network.clone(), cause)).or_default() += 1;
-                    }
-                }
-            }
         }
     }
 
@@ -118,7 +76,7 @@ impl Control {
         let saved = Saved {
             peers: runtime.map(|(e, _)| e.clone()).collect(),
             removed: self.members.removed.iter().cloned().collect(),
-            egress_used: self.egress_used.clone(),
+            egress_used: self.roles.used.clone(),
             records: std::iter::once(&self.own).chain(known).map(|r| r.signed.clone()).collect(),
         };
         self.outputs.push_back(Output::Save(saved));

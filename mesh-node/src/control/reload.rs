@@ -2,8 +2,6 @@
 //!
 //! The generation stays: connections go on, and what they carry is told to peers by `Networks` and a new record.
 
-use std::collections::BTreeSet;
-
 use mesh_proto::NodeId;
 use mesh_proto::hello::{CloseCode, Message, NetworkHandle};
 
@@ -23,8 +21,6 @@ impl Control {
         self.local = LocalNode { generation, ..local };
         self.trust = trust;
         self.reload_seeds(now);
-        let networks: BTreeSet<_> = self.local.networks.iter().map(|n| n.name.clone()).collect();
-        self.elected.retain(|(network, _), _| networks.contains(network));
         if authority {
             self.forget_untrusted(now);
         }

@@ -1,10 +1,12 @@
-//! Every prefix that anyone announces; the owner of each; the elected egress. Builds what `forward` looks packets up in.
+//! Every prefix that anyone announces, and the owner of each; what egress this node offers. Builds what `forward` looks packets up in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_proto::record::{EgressOffer, NetworkRecord};
 use mesh_proto::{NetworkName, NodeId, Prefix};
 
+use super::egress::election::Election;
+use super::egress::standing::Standing;
 use super::event::{LocalNetwork, LocalNode};
 use super::members::{Members, Peer};
 use super::offers::Offers;
@@ -39,51 +41,6 @@ pub struct Route {
     pub mesh: bool,
     /// Others who claim the very same prefix and lose.
     pub rivals: Vec<NodeId>,
-}
-
-/// An egress candidate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
-    /// Who.
-    pub node: NodeId,
-    /// It offers the destination, and is this node itself or has its tunnel up.
-    pub alive: bool,
-}
-
-/// Why an egress node has lost its role to another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum FailoverCause {
-    /// Its tunnel is gone, or it no longer offers egress.
-    Tunnel,
-    /// It does not answer probes.
-    Liveness,
-    /// One that is preferred has come up.
-    Preferred,
-}
-
-impl FailoverCause {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Tunnel, Self::Liveness, Self::Preferred];
-
-    /// The metric label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tunnel => "tunnel",
-            Self::Liveness => "liveness",
-            Self::Preferred => "preferred",
-        }
-    }
-}
-
-/// Who carries a destination.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Election {
-    /// The destination.
-    pub destination: Prefix,
-    /// In order of preference.
-    pub candidates: Vec<Candidate>,
-    /// The one in use.
-    pub elected: Option<NodeId>,
 }
 
 fn part<'a>(peer: &'a Peer, network: &NetworkName) -> Option<&'a NetworkRecord> {
@@ -161,71 +118,6 @@ pub fn offer_rules(local: &LocalNode, network: &NetworkName) -> Vec<(Prefix, boo
     rules.into_iter().collect()
 }
 
-/// Elects per destination prefix: the first alive candidate. But `current` stays while it is alive, unless one before it
-/// has come up for the first time: moving back to one that had failed would break flows for nothing. And `forced`, the
-/// operator's word, goes before all while it is alive.
-pub fn elect(
-    local: &LocalNode,
-    offers: &Offers,
-    network: &LocalNetwork,
-    members: &Members,
-    current: &BTreeMap<(NetworkName, Prefix), NodeId>,
-    forced: Option<&NodeId>,
-) -> Vec<Election> {
-    let own = own_offer(local, &network.name, offers);
-    let others = members
-        .present()
-        .filter_map(|(node, peer)| Some((node, part(peer, &network.name)?.egress.as_ref()?)));
-    let offers: BTreeMap<&NodeId, &EgressOffer> =
-        own.iter().map(|offer| (&local.identity.node, offer)).chain(others).collect();
-    let mut order: Vec<&NodeId> = match &network.egress {
-        EgressChoice::None | EgressChoice::Local => return Vec::new(),
-        EgressChoice::Nodes(names) => names.iter().filter(|n| !members.removed.contains(*n)).collect(),
-        EgressChoice::Auto => offers.keys().copied().collect(),
-    };
-    if network.egress == EgressChoice::Auto {
-        order.sort_by_key(|n| (offers.get(n).map(|o| o.priority), *n));
-    }
-    let alive = |node: &NodeId| {
-        *node == local.identity.node
-            || members.peers.get(node).is_some_and(|p| p.tunnel.as_ref().is_some_and(|t| !t.silent))
-    };
-    let offered = |node: &NodeId, to: &Prefix| offers.get(node).is_some_and(|o| o.destinations.contains(to));
-    // one that was named keeps its place while it is away, or not yet heard of: whoever stands in for it is a standby
-    let missed = |node: &NodeId, to: &Prefix| {
-        let record = members.peers.get(node).and_then(|p| part(p, &network.name));
-        let before = record.and_then(|r| r.egress.as_ref());
-        !offers.contains_key(node) && before.is_none_or(|o| o.destinations.contains(to))
-    };
-    let mut destinations: Vec<Prefix> =
-        order.iter().filter_map(|n| offers.get(n)).flat_map(|o| o.destinations.iter().copied()).collect();
-    destinations.sort();
-    destinations.dedup();
-    destinations
-        .into_iter()
-        .map(|destination| {
-            let candidates: Vec<Candidate> = order
-                .iter()
-                .filter(|n| offered(n, &destination) || missed(n, &destination))
-                .map(|n| Candidate { node: (*n).clone(), alive: offered(n, &destination) && alive(n) })
-                .collect();
-            let failed = |node: &NodeId| members.peers.get(node).is_some_and(|p| p.failed);
-            let current = current.get(&(network.name.clone(), destination));
-            let elected = candidates
-                .iter()
-                .filter(|c| c.alive)
-                .find(|c| Some(&c.node) == forced)
-                .or_else(|| {
-                    let mut alive = candidates.iter().filter(|c| c.alive);
-                    alive.find(|c| Some(&c.node) == current || !failed(&c.node))
-                })
-                .or_else(|| candidates.iter().find(|c| c.alive))
-                .map(|c| c.node.clone());
-            Election { destination, candidates, elected }
-        })
-        .collect()
-}
-
 /// Nodes from which an Internet source is accepted.
 fn egress_peers<'a>(network: &LocalNetwork, members: &'a Members) -> Vec<&'a Peer> {
     members
@@ -252,6 +144,12 @@ pub fn network_spec(
         true => Some(Egress::Own),
         false => ix(node).map(Egress::Peer),
     };
+    let spread = |node: &NodeId| Some(EgressVia { egress: via(node)?, key: rendezvous_key(node) });
+    let standing = |is: fn(Standing) -> bool| {
+        let candidates = elections.iter().flat_map(|e| &e.candidates).filter(|c| is(c.standing));
+        let nodes: BTreeSet<&NodeId> = candidates.map(|c| &c.node).collect();
+        nodes.into_iter().filter_map(via).collect::<Vec<Egress>>()
+    };
     NetworkSpec {
         name: network.name.clone(),
         maps: network.maps.clone(),
@@ -263,14 +161,11 @@ pub fn network_spec(
             .collect(),
         egress: elections
             .iter()
-            .filter_map(|e| {
-                let elected = e.elected.as_ref()?;
-                let via = EgressVia { egress: via(elected)?, key: rendezvous_key(elected) };
-                Some((e.destination, vec![via]))
-            })
+            .map(|e| (e.destination, e.elected.iter().filter_map(spread).collect::<Vec<EgressVia>>()))
+            .filter(|(_, via)| !via.is_empty())
             .collect(),
-        egress_holds: Vec::new(),
-        egress_drained: Vec::new(),
+        egress_holds: standing(|s| s.carries()),
+        egress_drained: standing(|s| s == Standing::Drained),
         egress_peers: egress_peers(network, members).iter().map(|p| p.ix).collect(),
         offer: offer_rules(local, &network.name),
         expose: local.expose.clone(),

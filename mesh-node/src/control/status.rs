@@ -12,7 +12,7 @@ use super::event::{ConnId, LocalNetwork, Now};
 use super::members::Peer;
 use super::{gauges, rib};
 use crate::config::EgressChoice;
-use crate::forward::fib::{NetworkIx, PeerIx};
+use crate::forward::fib::{Egress, NetworkIx, PeerIx};
 
 /// A certificate that ends within this time is worth a line.
 const EXPIRY_WARNING: i64 = 14 * 86_400;
@@ -50,11 +50,10 @@ pub trait Live {
     fn egress(&self, _peer: PeerIx, _network: NetworkIx) -> Traffic {
         Traffic::default()
     }
-}
-
-/// Of an egress node that does not carry by its place in the order.
-fn forced(node: &NodeId) -> String {
-    format!("{node} is used because an operator said so: `mesh-ctl egress use auto` undoes it")
+    /// Flows of a network's VMs in progress that stay with an egress node, elected or not, as long as it carries them.
+    fn pinned_flows(&self, _network: NetworkIx, _egress: Egress) -> u64 {
+        0
+    }
 }
 
 pub(super) fn moment(unix_ms: u64) -> String {
@@ -69,32 +68,7 @@ impl Control {
         if let Some(error) = &self.host.error {
             reasons.push(format!("kernel state is not as it should be: {error}"));
         }
-        for (network, elections) in &self.elections {
-            for election in elections {
-                let first = election.candidates.first().map(|c| &c.node);
-                let destination = election.destination;
-                match &election.elected {
-                    None => reasons.push(format!(
-                        "no egress node for {destination} of network {network} is reachable: private VMs are refused"
-                    )),
-                    Some(node) if first != Some(node) => reasons.push(format!(
-                        "egress of network {network} to {destination} is on the standby {node}"
-                    )),
-                    Some(_) => {}
-                }
-            }
-            let local = self.local.networks.iter().find(|n| n.name == *network);
-            let wanted =
-                local.is_some_and(|n| matches!(n.egress, EgressChoice::Nodes(_) | EgressChoice::Auto));
-            if wanted && elections.is_empty() {
-                reasons.push(format!(
-                    "no node known offers egress for network {network}: private VMs are refused"
-                ));
-            }
-        }
-        for (network, node) in &self.egress_used {
-            notes.push(format!("egress of network {network}: {}", forced(node)));
-        }
+        self.egress_status(&mut reasons, &mut notes);
         for (chain, command) in &self.host.foreign {
             reasons.push(format!("{chain} drops mesh traffic; to let it pass: {command}"));
         }
@@ -337,73 +311,6 @@ impl Control {
             }
         }
         all
-    }
-
-    fn candidate_state(&self, candidate: &rib::Candidate) -> &'static str {
-        let tunnel = self.members.peers.get(&candidate.node).and_then(|peer| peer.tunnel.as_ref());
-        match tunnel {
-            _ if candidate.alive => "alive",
-            Some(tunnel) if tunnel.silent => "silent",
-            _ => "down",
-        }
-    }
-
-    /// Elected egress nodes.
-    pub fn egress(&self) -> api::EgressAnswer {
-        let mut egress = Vec::new();
-        for network in &self.local.networks {
-            let line = |state: &str, reason: Option<String>, v4| api::Egress {
-                network: network.name.to_string(),
-                destination: Prefix::default_route(v4),
-                state: state.into(),
-                reason,
-                elected: None,
-                candidates: Vec::new(),
-            };
-            let elections = self.elections.get(&network.name).map_or(&[][..], Vec::as_slice);
-            match &network.egress {
-                EgressChoice::None => egress.push(line("refused", Some("egress = \"none\"".into()), true)),
-                EgressChoice::Local => egress.push(line("local", Some("egress = \"local\"".into()), true)),
-                EgressChoice::Nodes(_) | EgressChoice::Auto if elections.is_empty() => {
-                    egress.push(line(
-                        "none",
-                        Some("no node known offers egress for this network".into()),
-                        true,
-                    ));
-                }
-                EgressChoice::Nodes(_) | EgressChoice::Auto => {}
-            }
-            for election in elections {
-                let first = election.candidates.first().map(|c| &c.node);
-                let (state, reason) = match &election.elected {
-                    None => ("none", Some("no candidate is reachable".to_owned())),
-                    Some(node) if first == Some(node) => ("active", None),
-                    Some(node) if self.egress_used.get(&network.name) == Some(node) => {
-                        ("standby", Some(forced(node)))
-                    }
-                    Some(_) => (
-                        "standby",
-                        Some(format!(
-                            "{} is, or was, not reachable; the one elected stays while it is",
-                            first.map_or("the first", NodeId::as_str)
-                        )),
-                    ),
-                };
-                let candidate = |c: &rib::Candidate| api::Candidate {
-                    node: c.node.to_string(),
-                    state: self.candidate_state(c).into(),
-                };
-                egress.push(api::Egress {
-                    network: network.name.to_string(),
-                    destination: election.destination,
-                    state: state.into(),
-                    reason,
-                    elected: election.elected.as_ref().map(NodeId::to_string),
-                    candidates: election.candidates.iter().map(candidate).collect(),
-                });
-            }
-        }
-        api::EgressAnswer { schema: api::SCHEMA, egress }
     }
 
     /// Name and certificate's end of this node.

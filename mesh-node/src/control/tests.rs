@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use mesh_proto::identity::{Ca, IssueRequest, PublicKeySource};
 
-use mesh_proto::MeshId;
 use mesh_proto::hello::Message;
 use mesh_proto::identity::Identity;
 use mesh_proto::limits::{MAX_MESSAGE, MAX_RECORDS_PER_MESSAGE};
 use mesh_proto::record::SignedRecord;
+use mesh_proto::{MeshId, Prefix};
 
 use super::event::*;
 use super::*;
@@ -18,6 +18,7 @@ use crate::config::{EgressChoice, EgressConfig};
 use crate::forward::fib::{Egress, Expose, NetworkIx};
 use crate::notice::limits::Limits;
 
+mod egress;
 mod gauges;
 mod reload;
 mod route_get;
@@ -120,6 +121,7 @@ impl World {
                 gateways: vec![(subnet, "192.168.100.1".parse().unwrap())],
                 announce: vec![],
                 egress,
+                egress_rules: Default::default(),
             }],
             egress: if offers {
                 vec![EgressConfig {
@@ -305,8 +307,20 @@ impl World {
     }
 
     fn elected(&self, node: &str) -> Option<&str> {
-        let elections = &self.nodes[node].control.elections;
-        elections.values().flatten().find_map(|e| e.elected.as_ref()).map(NodeId::as_str)
+        self.nodes[node].control.roles.all().find_map(|(_, e)| e.first()).map(NodeId::as_str)
+    }
+}
+
+/// `io` has nothing to add.
+pub(super) struct Nothing;
+
+impl status::Live for Nothing {
+    fn figures(&self, _: ConnId) -> Option<status::Figures> {
+        None
+    }
+
+    fn traffic(&self, _: crate::forward::fib::PeerIx) -> status::Traffic {
+        status::Traffic::default()
     }
 }
 
@@ -453,7 +467,7 @@ fn a_silent_egress_node_loses_its_role_and_keeps_its_tunnel() {
     assert_eq!(world.elected("ph1"), Some("ph3"));
     assert_eq!(world.tunnels("ph1"), 3, "the tunnel stays");
     let counts = &world.nodes["ph1"].control.counts().egress_failovers;
-    let key = ("default".parse().unwrap(), rib::FailoverCause::Liveness);
+    let key = ("default".parse().unwrap(), FailoverCause::Liveness);
     assert_eq!((counts.len(), counts[&key]), (1, 1));
     world.input("ph1", Input::Liveness { conn: two, change: liveness::Change::Alive });
     assert_eq!(world.elected("ph1"), Some("ph3"), "moving back would break flows");
@@ -467,7 +481,7 @@ fn a_standby_is_told_as_one_also_while_the_first_was_never_heard_of_and_after_it
     world.run(Duration::from_secs(3));
     let state = |world: &World| {
         let control = &world.nodes["ph1"].control;
-        (control.status(world.now()).state, control.egress().egress[0].state.clone())
+        (control.status(world.now()).state, control.egress(&Nothing).egress[0].state.clone())
     };
     let [standby, well] = [("degraded", "standby"), ("ok", "active")].map(|(a, b)| (a.into(), b.into()));
     assert_eq!(state(&world), standby, "named first, and not there");

@@ -72,7 +72,7 @@ impl Control {
             claim,
             since_unix_ms: now.unix_ms,
             mtu: u32::from(MIN_UDP_PAYLOAD) - 40,
-            silent: false,
+            silent: None,
         });
         self.members.strangers.retain(|_, s| s.node.as_ref() != Some(&node));
         self.members.conns.insert(conn, node);
@@ -104,7 +104,6 @@ impl Control {
         };
         self.outputs.push_back(Output::Tell(notice));
         let since = peer.tunnel.take().map_or(now.mono, |t| t.claim.since);
-        peer.failed = true;
         peer.left = left;
         peer.since_unix_ms = now.unix_ms;
         peer.attempt = 0;
@@ -222,12 +221,12 @@ impl Control {
         for (conn, node) in expired {
             self.drop_tunnel(conn, CloseCode::Expired, format!("the certificate of {node} has expired"), now);
         }
-        self.refresh();
+        self.refresh(now);
     }
 
     /// Probes say something new of a tunnel's other end. The tunnel stays: it may be a moment of theirs, and what does not
     /// leave the mesh has no better way.
-    pub(super) fn liveness(&mut self, conn: ConnId, change: Change) {
+    pub(super) fn liveness(&mut self, conn: ConnId, change: Change, now: Now) {
         // who probes us is answered; what we think of it is of no use
         let Some(node) = self.members.conns.get(&conn).filter(|_| self.probed.contains_key(&conn)).cloned()
         else {
@@ -235,10 +234,12 @@ impl Control {
         };
         let Some(peer) = self.members.peers.get_mut(&node) else { return };
         let Some(tunnel) = peer.tunnel.as_mut().filter(|tunnel| tunnel.conn == conn) else { return };
-        let was = tunnel.silent;
-        tunnel.silent = matches!(change, Change::Silent(_));
+        let was = tunnel.silent.is_some();
+        tunnel.silent = match change {
+            Change::Silent(silence) => Some(now.mono.checked_sub(silence).unwrap_or(now.mono)),
+            Change::Alive | Change::Unknown => None,
+        };
         if let Change::Silent(silence) = change {
-            peer.failed = true;
             self.tell(Notice::PeerSilent { peer: node, elapsed_ms: silence.as_millis() as u64 });
         } else if was {
             self.tell(Notice::PeerHeard { peer: node });

@@ -329,7 +329,10 @@ fn router(server: Server) -> Router {
         )
         .route("/v1/routes", get(|State(s): State<Server>| async move { s.json(|c, _| c.routes()).await }))
         .route("/v1/routes/get", get(route_get))
-        .route("/v1/egress", get(|State(s): State<Server>| async move { s.json(|c, _| c.egress()).await }))
+        .route(
+            "/v1/egress",
+            get(|State(s): State<Server>| async move { s.json(|c, v| c.egress(v.live)).await }),
+        )
         .route("/v1/reload", post(reload))
         .route("/v1/ping", post(ping))
         .route("/v1/egress/use", post(egress_use))

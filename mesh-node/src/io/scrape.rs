@@ -13,11 +13,12 @@ use super::metrics::input::{
 use super::query::{Query, View};
 use super::quic::socket_drops::socket_drops;
 use super::tun::drops::{DeviceDrops, device_drops};
+use crate::control::Control;
+use crate::control::egress::failover::{FailoverCause, OUTAGE_BUCKETS};
 use crate::control::event::LocalNetwork;
 use crate::control::gauges::EgressGauge;
-use crate::control::rib::FailoverCause;
+use crate::control::observed::Observed;
 use crate::control::status::Traffic;
-use crate::control::{Control, HANDSHAKE_BUCKETS};
 use crate::forward::counters::{Counters, Direction, Flow, Snapshot, TrafficCount, Worker};
 
 /// Reasons that exist at 0 from the start: all there are.
@@ -93,15 +94,9 @@ pub fn input(control: &Control, view: &View<'_>, counters: &Counters, kernel: &K
     });
     let networks = control.local_networks();
     let workers = networks.iter().map(|n| Worker::Outbound(n.ix)).chain([Worker::Inbound]);
-    let handshakes = &control.counts().handshakes;
-    let handshakes = Durations {
-        buckets: HANDSHAKE_BUCKETS.into_iter().zip(handshakes.within).collect(),
-        sum_seconds: handshakes.seconds,
-        count: handshakes.count,
-    };
     MetricsInput {
         reload_successful: !control.counts().reload_failed,
-        handshakes,
+        handshakes: durations(&control.counts().handshakes),
         probes: Vec::new(),
         version: env!("CARGO_PKG_VERSION").into(),
         revision: option_env!("MESH_REVISION").unwrap_or("unknown").into(),
@@ -170,6 +165,18 @@ fn network(
                 (cause.as_str(), control.counts().egress_failovers.get(&key).copied().unwrap_or(0))
             })
             .to_vec(),
+        egress_outages: match control.counts().egress_outages.get(&network.name) {
+            Some(observed) => durations(observed),
+            None => durations(&Observed::new(OUTAGE_BUCKETS)),
+        },
+    }
+}
+
+fn durations<const N: usize>(observed: &Observed<N>) -> Durations {
+    Durations {
+        buckets: observed.bounds.into_iter().zip(observed.within).collect(),
+        sum_seconds: observed.seconds,
+        count: observed.count,
     }
 }
 

@@ -240,17 +240,32 @@ notices! {
         says "own record cannot be signed";
         remedy "`mesh-ctl ca show` the node's certificate: renew it if it has expired, then restart the node";
 
-    /// Another egress node carries a destination.
-    EgressElected { network: NetworkName, destination: Prefix, from: Option<NodeId>, to: NodeId }
+    /// Another egress node carries a destination, or more of them do.
+    EgressElected {
+        network: NetworkName, destination: Prefix, from: Option<String>, to: String, cause: Option<&'static str>,
+        elapsed_ms: Option<u64>
+    }
         is "egress_elected", Info, Each;
         says "egress node elected";
         remedy "";
 
     /// Nobody is left to carry a destination: its traffic is refused.
-    EgressLost { network: NetworkName, destination: Prefix, from: Option<NodeId> }
+    EgressLost { network: NetworkName, destination: Prefix, from: Option<String>, cause: Option<&'static str> }
         is "egress_lost", Warn, Each;
         says "no egress node";
         remedy "`mesh-ctl egress` shows the candidates: bring one of them up, or name another in `egress`";
+
+    /// Nobody is left to carry any destination of a network: its traffic leaves by this host, as `egress_fallback = "local"` has it.
+    EgressFallback { network: NetworkName, cause: &'static str }
+        is "egress_fallback", Warn, Each;
+        says "no egress node: this host carries";
+        remedy "`mesh-ctl egress` shows the candidates and what is wrong with each";
+
+    /// An egress node has failed again and again: until the time given it is used only where nobody else is left.
+    EgressHeldDown { node: NodeId, network: NetworkName, count: u64, until: String }
+        is "egress_held_down", Warn, Each;
+        says "an egress node that flaps is held down";
+        remedy "look at that node's uplink and the path to it; `mesh-ctl egress use` takes it all the same";
 
     /// The kernel refused a part of what it should have; it is tried again every two seconds.
     KernelFailed { error: String }

@@ -61,7 +61,7 @@ fn states_are_counted_as_they_are_listed() {
     let network = &control.local_networks()[0];
     let routes = control.routes().routes;
     assert_eq!(nonzero(&control.routes_by_state(network)), counted(routes.iter().map(|r| &r.state)));
-    let egress = control.egress().egress;
+    let egress = control.egress(&Still).egress;
     assert_eq!(nonzero(&control.egress_by_state(network)), counted(egress.iter().map(|e| &e.state)));
     assert_eq!(nonzero(&control.egress_by_state(network)), [("standby", 1)].into());
 }

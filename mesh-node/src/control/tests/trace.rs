@@ -78,10 +78,11 @@ impl World {
     }
 
     fn announce_at(&mut self, node: &str, prefix: &str, internet_own: bool) {
+        let now = self.now();
         let control = &mut self.nodes.get_mut(node).unwrap().control;
         let prefix = prefix.parse().unwrap();
         control.local.networks[0].announce.push(AnnounceConfig { prefix, via: None, internet_own });
-        control.refresh();
+        control.refresh(now);
     }
 }
 
@@ -431,13 +432,14 @@ fn a_firewall_of_the_host_is_asked_about_the_very_packet() {
 #[test]
 fn an_address_of_two_networks_needs_the_network_and_one_of_none_is_told() {
     let mut world = two();
+    let now = world.now();
     let control = &mut world.nodes.get_mut("ph1").unwrap().control;
     let mut red = control.local.networks[0].clone();
     (red.ix, red.name) = (NetworkIx(1), "red".parse().unwrap());
     (red.interface, red.tun) = ("vmnet2".into(), "mesh-red".into());
     red.maps = vec![("192.168.100.0/24".parse().unwrap(), "10.88.1.0/24".parse().unwrap())];
     control.local.networks.push(red);
-    control.refresh();
+    control.refresh(now);
     let refusal = |wish: Wish| world.trace("ph1", wish, |_, _, answer| answer).unwrap_err();
     let to = || Wish { back: false, ..wish("192.168.100.10", "10.77.2.20") };
     assert!(refusal(to()).contains("is in networks default and red: say which with --network"));

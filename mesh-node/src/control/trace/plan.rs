@@ -58,7 +58,7 @@ impl Control {
             }
         };
         plan.network = Some(network.name.clone());
-        let elected = self.elections.get(&network.name).map_or(&[][..], Vec::as_slice);
+        let elected = self.roles.elections(&network.name);
         let spec = rib::network_spec(&self.local, network, &self.members, elected);
         let walk = Walk {
             control: self,
@@ -118,7 +118,7 @@ impl Walk<'_> {
                 let lookup = self.lookup(incoming, source, destination, mark, self.uplink(None));
                 self.leave(source, source, destination, "address unchanged", lookup)
             }
-            None if no_owner && placeless && self.network.egress == EgressChoice::Local => {
+            None if no_owner && placeless && self.leaves_by_host() => {
                 self.leave_here(incoming, source, destination)
             }
             _ if no_owner && self.kernel.is_some_and(|k| k.own.has(source, destination)) => {
@@ -272,6 +272,11 @@ impl Walk<'_> {
         let lookup = self.egress_lookup(incoming, source, destination, egress.as_ref());
         let (after, how) = words::snat(source, egress.as_ref());
         self.leave(source, after, destination, &format!("{from}{how}"), lookup)
+    }
+
+    /// "local", or what has fallen back to it.
+    fn leaves_by_host(&self) -> bool {
+        self.network.egress == EgressChoice::Local || self.control.roles.has_fallen_back(&self.network.name)
     }
 
     /// To the Internet by this host's own uplink, with source NAT, without the TUN.

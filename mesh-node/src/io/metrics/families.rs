@@ -52,7 +52,7 @@ fn node(input: &MetricsInput) -> Vec<MetricFamily> {
         durations(
             "mesh_handshake_duration_seconds",
             "How long handshakes that succeeded took.",
-            &input.handshakes,
+            [(Vec::new(), &input.handshakes)],
         ),
         counter(
             "mesh_records_refused_total",
@@ -199,10 +199,19 @@ fn egress(input: &MetricsInput) -> Vec<MetricFamily> {
         ),
         gauge(
             "mesh_egress_destinations",
-            "Destinations of egress by state: active (by the first of the egress nodes), standby (by another), none.",
+            "Destinations of egress by state: active (by the first of the egress nodes), standby (by another), fallback (by this host instead), none.",
             destinations,
         ),
-        counter("mesh_egress_failovers_total", "Times another egress node took over, by cause.", failovers),
+        counter(
+            "mesh_egress_failovers_total",
+            "Times another egress node took over, by cause; fallback and none: nobody was left to; returned: nobody had carried.",
+            failovers,
+        ),
+        durations(
+            "mesh_egress_failover_duration_seconds",
+            "How long nobody carried, each time another egress node took over: from the last proof that the one before carried.",
+            networks.iter().map(|n| (vec![("network", n.network.as_str())], &n.egress_outages)),
+        ),
         counter(
             "mesh_egress_transmit_bytes_total",
             "Bytes of this node's VMs to the Internet, by egress node.",
@@ -277,7 +286,16 @@ fn workers(workers: &[WorkerMetrics]) -> Vec<MetricFamily> {
     ]
 }
 
-fn durations(name: &str, help: &str, observed: &Durations) -> MetricFamily {
+fn durations<'a>(
+    name: &str,
+    help: &str,
+    all: impl IntoIterator<Item = (Vec<(&'static str, &'a str)>, &'a Durations)>,
+) -> MetricFamily {
+    let series = all.into_iter().map(|(labels, observed)| histogram(labels, observed));
+    named(name, help, MetricType::HISTOGRAM, series.collect())
+}
+
+fn histogram(labels: Vec<(&'static str, &str)>, observed: &Durations) -> Metric {
     let buckets = observed.buckets.iter().map(|&(bound, count)| {
         let mut bucket = Bucket::default();
         bucket.set_upper_bound(bound);
@@ -288,9 +306,9 @@ fn durations(name: &str, help: &str, observed: &Durations) -> MetricFamily {
     histogram.set_bucket(buckets.collect());
     histogram.set_sample_sum(observed.sum_seconds);
     histogram.set_sample_count(observed.count);
-    let mut metric = Metric::default();
+    let mut metric = Metric::from_label(labels.into_iter().map(label).collect());
     metric.set_histogram(histogram);
-    named(name, help, MetricType::HISTOGRAM, vec![metric])
+    metric
 }
 
 /// One name with all its series.

@@ -87,6 +87,8 @@ pub struct NetworkMetrics {
     pub carried_transmit: TrafficCount,
     /// Times that another egress node took over, by cause; all causes.
     pub egress_failovers: Vec<(&'static str, u64)>,
+    /// How long nobody carried, each time that another egress node took over.
+    pub egress_outages: Durations,
 }
 
 /// An egress node's numbers, as seen from where the traffic comes from.

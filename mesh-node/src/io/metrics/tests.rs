@@ -22,6 +22,7 @@ fn input() -> MetricsInput {
             network: "default".into(),
             routes_by_state: vec![("installed", 2)],
             egress_failovers: vec![("tunnel", 0)],
+            egress_outages: Durations { buckets: vec![(0.2, 1)], sum_seconds: 0.15, count: 1 },
             egress_by_state: vec![("standby", 1)],
             egress: vec![EgressMetrics { node: "ph2".into(), active: true, ..EgressMetrics::default() }],
             ..NetworkMetrics::default()
@@ -78,6 +79,7 @@ fn names_and_labels_are_the_operator_s_contract() {
         "mesh_handshake_duration_seconds_bucket{le=\"+Inf\"} 1",
         "mesh_egress_active{network=\"default\",node=\"ph2\"} 1",
         "mesh_egress_failovers_total{network=\"default\",cause=\"tunnel\"} 0",
+        "mesh_egress_failover_duration_seconds_bucket{network=\"default\",le=\"0.2\"} 1",
         "mesh_egress_probe_success{target=\"192.0.2.1\"} 1",
         "mesh_certificate_expiry_timestamp_seconds{role=\"node\"} 1790000000",
         "mesh_revocations 0",

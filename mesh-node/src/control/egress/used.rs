@@ -1,9 +1,11 @@
 //! The operator's word on egress: this node carries, whatever the order says, as long as it is alive.
 
+use std::collections::BTreeSet;
+
 use mesh_proto::{NetworkName, NodeId, suggest};
 
-use super::Control;
-use super::event::Now;
+use crate::control::Control;
+use crate::control::event::Now;
 use crate::notice::Notice;
 
 impl Control {
@@ -17,9 +19,9 @@ impl Control {
     ) -> Result<String, String> {
         let here = |name: &NetworkName| network.is_none_or(|wanted| wanted == name);
         let Some(node) = node else {
-            let networks: Vec<NetworkName> = self.egress_used.keys().filter(|n| here(n)).cloned().collect();
+            let networks: Vec<NetworkName> = self.roles.used.keys().filter(|n| here(n)).cloned().collect();
             for network in &networks {
-                self.egress_used.remove(network);
+                self.roles.used.remove(network);
                 self.tell(Notice::EgressFreed { network: network.clone() });
             }
             self.changed(now);
@@ -28,27 +30,26 @@ impl Control {
                 _ => "egress is left to the order again".to_owned(),
             });
         };
-        let with = self.elections.iter().filter(|(name, elections)| {
-            here(name) && elections.iter().flat_map(|e| &e.candidates).any(|c| c.node == node)
-        });
-        let networks: Vec<NetworkName> = with.map(|(name, _)| name.clone()).collect();
+        let with =
+            self.roles.all().filter(|(name, e)| here(name) && e.candidates.iter().any(|c| c.node == node));
+        let networks: BTreeSet<NetworkName> = with.map(|(name, _)| name.clone()).collect();
         if networks.is_empty() {
-            let candidates = self.elections.iter().filter(|(name, _)| here(name));
-            let names = candidates.flat_map(|(_, e)| e).flat_map(|e| &e.candidates).map(|c| c.node.as_str());
+            let candidates = self.roles.all().filter(|(name, _)| here(name));
+            let names = candidates.flat_map(|(_, e)| &e.candidates).map(|c| c.node.as_str());
             let hint = suggest::or_else(node.as_str(), names, "`mesh-ctl egress` lists the candidates");
             return Err(format!("{node} is no egress node for a network here: {hint}"));
         }
         for network in &networks {
-            self.egress_used.insert(network.clone(), node.clone());
+            self.roles.used.insert(network.clone(), node.clone());
             self.tell(Notice::EgressForced { network: network.clone(), to: node.clone() });
         }
         self.changed(now);
         let list = networks.iter().map(NetworkName::as_str).collect::<Vec<_>>().join(", ");
-        Ok(format!("{node} carries {list} while it is alive: `mesh-ctl egress use auto` undoes it"))
+        Ok(format!("{node} carries {list} while it is healthy: `mesh-ctl egress use auto` undoes it"))
     }
 
     fn changed(&mut self, now: Now) {
-        self.refresh();
+        self.refresh(now);
         self.save();
         self.handle_timeout(now);
     }
