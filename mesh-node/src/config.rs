@@ -348,6 +348,7 @@ fn network(w: &mut Walk<'_>, s: &Section<'_>) -> Option<NetworkConfig> {
         });
         if nodes.is_empty() { EgressChoice::None } else { EgressChoice::Nodes(nodes) }
     };
+    let egress_rules = EgressRules::read(w, s);
     Some(NetworkConfig {
         name: name?,
         interface: interface?,
@@ -355,7 +356,7 @@ fn network(w: &mut Walk<'_>, s: &Section<'_>) -> Option<NetworkConfig> {
         prefixes,
         announce,
         egress,
-        egress_rules: EgressRules::read(w, s),
+        egress_rules,
         line: s.line,
     })
 }

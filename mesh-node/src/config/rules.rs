@@ -31,7 +31,14 @@ impl EgressRules {
 
     pub(super) fn read(w: &mut Walk<'_>, s: &Section<'_>) -> Self {
         Self {
-            preempt: if w.is_false(s, "egress_preempt") { None } else { w.one(s, "egress_preempt", preempt) },
+            preempt: match w.is_truth(s, "egress_preempt") {
+                Some(false) => None,
+                Some(true) => {
+                    w.at(s, "egress_preempt", "says not after how long; write a duration such as \"30s\"");
+                    None
+                }
+                None => w.one(s, "egress_preempt", preempt),
+            },
             fallback: w
                 .one(s, "egress_fallback", |t| match t {
                     "none" => Ok(EgressFallback::None),

@@ -38,6 +38,11 @@ fn each_bad_file_names_its_line_and_what_is_wrong() {
         ("[node]\ntransport = \"lanes\"", 2, "not supported by this version"),
         ("[[peer]]\nendpoint = \"x\"", 2, "HOST:PORT"),
         ("[[network]]\nname = \"a\"", 1, "interface: missing"),
+        ("[[network]]\negress_preempt = true", 2, "after how long"),
+        ("[[network]]\negress_preempt = \"2h\"", 2, "not a duration"),
+        ("[[network]]\negress_preempt = \"61m\"", 2, "1s to 3600s"),
+        ("[[network]]\negress_fallback = \"auto\"", 2, "write \"none\" or \"local\""),
+        ("[[network]]\negress_balance = \"yes\"", 2, "neither true nor false"),
         ("[[egress]]\nnetwork = \"b\"\ninterface = \"e\"", 2, "no such [[network]]"),
     ] {
         let errors = parse(text).expect_err(text);
@@ -84,4 +89,21 @@ fn a_key_that_resembles_nothing_gets_no_guess() {
     let refused = |text: &str| Config::parse(text, Path::new("node.toml")).unwrap_err().to_string();
     assert!(!refused("[node]\nlst = 1\n").contains("did you mean"));
     assert!(refused("[node]\nlisten_ = \"x\"\n").contains("did you mean listen?"));
+}
+
+#[test]
+fn the_rules_of_an_election_are_read() {
+    let rules = |text: &str| parse(&format!("{NET}{text}")).expect("parses").networks[0].egress_rules;
+    assert_eq!(rules(""), EgressRules::default());
+    assert_eq!(
+        rules("egress_preempt = false\negress_fallback = \"none\"\negress_balance = false\n"),
+        rules("")
+    );
+    let all = rules("egress_preempt = \"5m\"\negress_fallback = \"local\"\negress_balance = true\n");
+    let expected = EgressRules {
+        preempt: Some(Duration::from_secs(300)),
+        fallback: EgressFallback::Local,
+        balance: true,
+    };
+    assert_eq!(all, expected);
 }

@@ -86,12 +86,13 @@ impl<'a> Walk<'a> {
         s.table.get(key).and_then(|v| v.get_ref().as_str()) == Some(text)
     }
 
-    pub(super) fn is_false(&self, s: &Section<'_>, key: &str) -> bool {
-        s.table.get(key).and_then(|v| v.get_ref().as_bool()) == Some(false)
+    /// `None` where it is something else.
+    pub(super) fn is_truth(&self, s: &Section<'_>, key: &str) -> Option<bool> {
+        s.table.get(key)?.get_ref().as_bool()
     }
 
     pub(super) fn truth(&mut self, s: &Section<'_>, key: &str) -> Option<bool> {
-        let truth = s.table.get(key)?.get_ref().as_bool();
+        let truth = self.is_truth(s, key);
         if truth.is_none() {
             self.at(s, key, "is neither true nor false; write it without quotes");
         }

@@ -84,6 +84,9 @@ fn write_table(out: &mut String, state: &HostState) -> std::fmt::Result {
         }
     })?;
     chain(out, "post", "nat hook postrouting priority srcnat - 5", |lines| nat_lines(lines, state))?;
+    chain(out, "unmapped", "filter hook postrouting priority srcnat + 5", |lines| {
+        unmapped_lines(lines, state)
+    })?;
     writeln!(out, "}}")
 }
 
@@ -241,6 +244,26 @@ fn nat_lines(lines: &mut Vec<String>, state: &HostState) {
         // The first NAT decision of a flow is final: this one keeps others' masquerading away from the mesh.
         lines.push(format!("oifname {tun} meta nfproto ipv4 snat ip to ip saddr"));
         lines.push(format!("oifname {tun} meta nfproto ipv6 snat ip6 to ip6 saddr"));
+    }
+}
+
+/// A flow that began while a tunnel took it was not mapped, and NAT is decided once a flow: when the network comes to leave by
+/// this host, its packets must not go out with a private source. `io` has such flows forgotten; this is for the moment before.
+fn unmapped_lines(lines: &mut Vec<String>, state: &HostState) {
+    for network in state.networks.iter().filter(|network| matches!(network.out, HostOut::Local(_))) {
+        let mark = egress_mark(network.slot);
+        for v4 in [true, false].into_iter().filter(|v4| network.uses_family(*v4)) {
+            let of_family = |prefix: &Prefix| prefix.is_v4() == v4;
+            let subnets =
+                network.subnets.iter().map(|(subnet, _)| *subnet).filter(of_family).collect::<Vec<_>>();
+            if !subnets.is_empty() {
+                let (ip, from) = (if v4 { "ip" } else { "ip6" }, braced(subnets));
+                lines.push(format!(
+                    "ct direction original meta mark & {MARK_MASK:#010x} == {mark:#010x} {ip} saddr {from} counter name \
+                     no_egress drop"
+                ));
+            }
+        }
     }
 }
 

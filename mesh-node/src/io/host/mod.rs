@@ -15,7 +15,7 @@ use crate::control::host::routes::{Route, RouteKind, route_changes, routes as wa
 use crate::control::host::rules::{Rule, rule_changes, rules as wanted_rules};
 use crate::control::host::ruleset::{removal, ruleset};
 use crate::control::host::sysctls::{Sysctl, forwarding, sysctls as wanted_sysctls};
-use crate::control::host::{HostEgress, HostNetwork, HostState, egress_mark};
+use crate::control::host::{HostEgress, HostNetwork, HostOut, HostState, egress_mark};
 use crate::io::notices::tell;
 use crate::notice::Notice;
 
@@ -27,6 +27,7 @@ mod nft;
 pub mod routes;
 mod sysctl;
 pub mod task;
+mod unmapped;
 pub mod watch;
 
 use links::Link;
@@ -98,6 +99,8 @@ struct Applied {
     nft_checked: Option<Instant>,
     /// How each mark leaves.
     egress: BTreeMap<u32, Vec<HostEgress>>,
+    /// Slots of the networks that leave by this host.
+    local: BTreeSet<u8>,
     tuns: BTreeSet<String>,
     /// Whether rules of ours were put into others' chains.
     foreign: bool,
@@ -169,6 +172,7 @@ impl HostSync {
         }
         self.apply_proxies(state, &links).await?;
         self.forget_egress(state).await;
+        self.forget_unmapped(state).await;
         let (last, first): (Vec<&Sysctl>, Vec<&Sysctl>) =
             sysctls.iter().partition(|sysctl| sysctl.forwards());
         repaired.extend(self.sysctls.set(first.into_iter())?);
@@ -394,6 +398,17 @@ impl HostSync {
             }
         }
         self.applied.egress = now;
+    }
+
+    /// Flows of a network that has come to leave by this host, and that began when it did not, are not mapped: they end.
+    async fn forget_unmapped(&mut self, state: &HostState) {
+        let local = state.networks.iter().filter(|n| matches!(n.out, HostOut::Local(_)));
+        let now: BTreeSet<u8> = local.map(|network| network.slot).collect();
+        let new: Vec<u8> = now.difference(&self.applied.local).copied().collect();
+        if let Err(error) = unmapped::delete_unmapped(state, &new).await {
+            tell(Notice::FlowsStay { error: error.to_string() });
+        }
+        self.applied.local = now;
     }
 
     async fn remove_rules(&self) -> Result<usize, HostError> {
