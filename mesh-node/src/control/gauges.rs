@@ -10,6 +10,7 @@ use super::event::LocalNetwork;
 use super::members::{FULL_MESH, Peer};
 use super::status::{Live, Traffic};
 use super::{Control, rib};
+use crate::config::EgressChoice;
 use crate::forward::fib::PeerIx;
 
 /// States a peer can be in.
@@ -116,7 +117,13 @@ impl Control {
     /// How many of a network's egress destinations are in each state.
     pub fn egress_by_state(&self, network: &LocalNetwork) -> [(&'static str, u64); EGRESS_STATES.len()] {
         let mut counts = EGRESS_STATES.map(|state| (state, 0));
-        for election in self.roles.elections(&network.name) {
+        let elections = self.roles.elections(&network.name);
+        if elections.is_empty() && matches!(network.egress, EgressChoice::Nodes(_) | EgressChoice::Auto) {
+            // nobody is known to offer anything: to the VMs that is the Internet
+            let place = if self.roles.has_fallen_back(&network.name) { 2 } else { 3 };
+            counts[place].1 = 1;
+        }
+        for election in elections {
             let state = self.egress_state(network, election);
             counts.iter_mut().filter(|(name, _)| *name == state).for_each(|(_, count)| *count += 1);
         }

@@ -43,7 +43,8 @@ pub struct Route {
     pub rivals: Vec<NodeId>,
 }
 
-fn part<'a>(peer: &'a Peer, network: &NetworkName) -> Option<&'a NetworkRecord> {
+/// A node's part of a network.
+pub(super) fn part<'a>(peer: &'a Peer, network: &NetworkName) -> Option<&'a NetworkRecord> {
     let record = &peer.record.as_ref()?.record;
     record.networks.iter().find(|n| n.name == *network)
 }

@@ -6,6 +6,7 @@ use mesh_proto::NodeId;
 
 use super::election::{Candidate, Election};
 use super::standing::{Absence, Standing};
+use crate::control::event::Now;
 
 /// Upper bounds of the histogram of outages, in seconds: from what nobody notices to what somebody has to mend.
 pub const OUTAGE_BUCKETS: [f64; 10] = [0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0];
@@ -120,9 +121,9 @@ impl Post {
         election: &Election,
         forced: Option<&NodeId>,
         fallback: bool,
-        now: Instant,
-        unix_ms: u64,
+        at: Now,
     ) -> Option<Change> {
+        let now = at.mono;
         let was_by_operator = self.by_operator;
         let to = election.elected.clone();
         self.by_operator = to.first().is_some_and(|first| to.len() == 1 && Some(first) == forced);
@@ -165,7 +166,7 @@ impl Post {
             (None, _) => (Some(FailoverCause::Preferred), None, None),
         };
         if let Some(cause) = cause.filter(|_| counts_as.is_some()) {
-            self.last = Some(Failover { at_unix_ms: unix_ms, cause, from: from.clone(), to, outage });
+            self.last = Some(Failover { at_unix_ms: at.unix_ms, cause, from: from.clone(), to, outage });
         }
         Some(Change { from, cause, counts_as, outage })
     }

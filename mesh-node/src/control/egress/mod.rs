@@ -6,15 +6,18 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use mesh_proto::identity::rfc3339_ms;
 use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use self::election::{Candidate, Election};
 use self::failover::{Change, FailoverCause, Post};
 use self::standing::{Absence, Sight, Standing, Track};
-use super::event::{LocalNetwork, Now, Output};
+use super::event::{LocalNetwork, LocalNode, Now, Output};
+use super::members::Members;
 use super::observed::Observed;
+use super::offers::Offers;
 use super::{Control, Counts};
 use crate::config::{EgressChoice, EgressFallback};
 use crate::notice::Notice;
@@ -68,31 +71,52 @@ impl Roles {
     }
 }
 
+/// What is known at a moment.
+struct Scene<'a> {
+    local: &'a LocalNode,
+    offers: &'a Offers,
+    members: &'a Members,
+    now: Now,
+}
+
 impl Control {
-    /// Elects anew for all networks, and tells what has changed.
+    /// Elects anew for all networks, counts, and tells what has changed.
     pub(super) fn elect(&mut self, now: Now) {
-        self.roles.due = None;
-        let networks = self.local.networks.clone();
-        for network in &networks {
-            self.elect_for(network, now);
+        let Self { local, offers, members, roles, counts, outputs, .. } = self;
+        let scene = Scene { local, offers, members, now };
+        let mut told = Vec::new();
+        roles.due = None;
+        for network in &local.networks {
+            roles.elect_for(&scene, network, counts, &mut told);
         }
-        let there = |name: &NetworkName| networks.iter().any(|n| n.name == *name);
-        self.roles.elections.retain(|name, _| there(name));
-        self.roles.fallen_back.retain(there);
-        self.roles.tracks.retain(|(name, _), _| there(name));
-        self.roles.posts.retain(|(name, _), _| there(name));
+        roles.keep(|name| local.networks.iter().any(|n| n.name == *name));
+        outputs.extend(told.into_iter().map(Output::Tell));
+    }
+}
+
+impl Roles {
+    /// Forgets networks that are gone.
+    fn keep(&mut self, there: impl Fn(&NetworkName) -> bool) {
+        self.elections.retain(|name, _| there(name));
+        self.fallen_back.retain(&there);
+        self.tracks.retain(|(name, _), _| there(name));
+        self.posts.retain(|(name, _), _| there(name));
     }
 
-    fn elect_for(&mut self, network: &LocalNetwork, now: Now) {
-        let sights = standing::look(&self.local, &self.offers, network, &self.members, now);
-        self.follow(network, &sights, now);
-        let mut destinations: Vec<Prefix> = sights.iter().flat_map(Sight::destinations).collect();
-        destinations.sort();
-        destinations.dedup();
-        let elections: Vec<Election> = destinations
-            .into_iter()
-            .map(|destination| self.elect_one(network, destination, &sights, now))
-            .collect();
+    fn elect_for(
+        &mut self,
+        scene: &Scene<'_>,
+        network: &LocalNetwork,
+        counts: &mut Counts,
+        told: &mut Vec<Notice>,
+    ) {
+        let sights = standing::look(scene.local, scene.offers, network, scene.members, scene.now);
+        self.follow(scene, network, &sights, told);
+        let destinations: BTreeSet<Prefix> = sights.iter().flat_map(Sight::destinations).collect();
+        let one = |destination| self.elect_one(network, destination, &sights, scene.now);
+        let (elections, again): (Vec<Election>, Vec<Option<Instant>>) =
+            destinations.into_iter().map(one).unzip();
+        self.due = again.into_iter().chain([self.due]).flatten().min();
         // Per network, not per family or destination: the kernel's way out is one for the whole segment, and a family or a
         // destination that an egress node carries must not move because another has nobody. What has nobody is then refused,
         // as without fallback.
@@ -100,48 +124,55 @@ impl Control {
         let falls_back = chooses
             && network.egress_rules.fallback == EgressFallback::Local
             && elections.iter().all(|e| e.elected.is_empty());
-        self.note(network, &elections, falls_back, now);
-        self.roles.elections.insert(network.name.clone(), elections);
+        self.note(network, &elections, falls_back, scene.now, counts, told);
+        self.elections.insert(network.name.clone(), elections);
     }
 
     /// Keeps what is remembered of each node in step with what is seen.
-    fn follow(&mut self, network: &LocalNetwork, sights: &[Sight], now: Now) {
+    fn follow(
+        &mut self,
+        scene: &Scene<'_>,
+        network: &LocalNetwork,
+        sights: &[Sight],
+        told: &mut Vec<Notice>,
+    ) {
+        let now = scene.now;
         for sight in sights {
             let key = (network.name.clone(), sight.node.clone());
-            let track = self.roles.tracks.entry(key).or_insert_with(|| Track::new(sight, now));
+            let track = self.tracks.entry(key).or_insert_with(|| Track::new(sight, now));
             let hold = track.see(sight.standing, sight.ago, now);
-            let until = track.held_until(now);
-            self.roles.due = earlier(self.roles.due, until);
+            self.due = [self.due, track.held_until(now)].into_iter().flatten().min();
             if let Some(hold) = hold {
                 let left = hold.until.saturating_duration_since(now.mono).as_millis() as u64;
-                self.outputs.push_back(Output::Tell(Notice::EgressHeldDown {
+                told.push(Notice::EgressHeldDown {
                     node: sight.node.clone(),
                     network: network.name.clone(),
                     count: hold.count as u64,
-                    until: mesh_proto::identity::rfc3339_ms(now.unix_ms + left),
-                }));
+                    until: rfc3339_ms(now.unix_ms + left),
+                });
             }
         }
-        let (members, auto) = (&self.members, network.egress == EgressChoice::Auto);
-        self.roles.tracks.retain(|(name, node), track| {
+        let auto = network.egress == EgressChoice::Auto;
+        self.tracks.retain(|(name, node), track| {
             if *name != network.name || sights.iter().any(|s| s.node == *node) {
                 return true;
             }
             // with "auto" whoever stops is not listed, and remembered: its return is not its first coming
-            track.see(Standing::Down(Absence::Left), std::time::Duration::ZERO, now);
-            auto && members.peers.contains_key(node)
+            track.see(Standing::Down(Absence::Left), Duration::ZERO, now);
+            auto && scene.members.peers.contains_key(node)
         });
     }
 
+    /// Who carries a destination, and when time alone may change that.
     fn elect_one(
-        &mut self,
+        &self,
         network: &LocalNetwork,
         destination: Prefix,
         sights: &[Sight],
         now: Now,
-    ) -> Election {
+    ) -> (Election, Option<Instant>) {
         let candidate = |sight: &Sight| {
-            let track = self.roles.tracks.get(&(network.name.clone(), sight.node.clone()))?;
+            let track = self.tracks.get(&(network.name.clone(), sight.node.clone()))?;
             Some(Candidate {
                 node: sight.node.clone(),
                 standing: track.standing,
@@ -154,58 +185,58 @@ impl Control {
         };
         let candidates: Vec<Candidate> =
             sights.iter().filter(|s| s.serves(&destination)).filter_map(candidate).collect();
-        let post = self.roles.posts.get(&(network.name.clone(), destination));
+        let post = self.posts.get(&(network.name.clone(), destination));
         let current = post.map_or(&[][..], |post| &post.elected);
-        let forced = self.roles.used.get(&network.name);
+        let forced = self.used.get(&network.name);
         let choice = election::elect(&candidates, current, forced, &network.egress_rules, now.mono);
-        self.roles.due = earlier(self.roles.due, choice.again);
-        Election { destination, candidates, elected: choice.elected }
+        (Election { destination, candidates, elected: choice.elected }, choice.again)
     }
 
     /// Gives the posts to those who are elected, counts, and tells the operator.
-    fn note(&mut self, network: &LocalNetwork, elections: &[Election], falls_back: bool, now: Now) {
+    fn note(
+        &mut self,
+        network: &LocalNetwork,
+        elections: &[Election],
+        falls_back: bool,
+        now: Now,
+        counts: &mut Counts,
+        told: &mut Vec<Notice>,
+    ) {
+        let name = &network.name;
         let had_fallen = match falls_back {
-            true => !self.roles.fallen_back.insert(network.name.clone()),
-            false => self.roles.fallen_back.remove(&network.name),
+            true => !self.fallen_back.insert(name.clone()),
+            false => self.fallen_back.remove(name),
         };
-        // nobody offers these any more
-        let vanished: Vec<Election> = self
-            .roles
-            .posts
-            .keys()
-            .filter(|(name, to)| *name == network.name && !elections.iter().any(|e| e.destination == *to))
-            .map(|(_, to)| Election { destination: *to, candidates: Vec::new(), elected: Vec::new() })
-            .collect();
-        let mut why_fallen = None;
+        let offered = |to: &Prefix| elections.iter().any(|e| e.destination == *to);
+        let vanished = self.posts.keys().filter(|(of, to)| of == name && !offered(to)).map(|(_, to)| *to);
+        let nobody = |destination| Election { destination, candidates: Vec::new(), elected: Vec::new() };
+        let vanished: Vec<Election> = vanished.map(nobody).collect();
+        let mut why = None;
         for election in elections.iter().chain(&vanished) {
-            let key = (network.name.clone(), election.destination);
-            let forced = self.roles.used.get(&network.name);
-            let post = self.roles.posts.entry(key).or_default();
-            let Some(change) = post.give(election, forced, falls_back, now.mono, now.unix_ms) else {
-                continue;
-            };
-            self.counts.note_failover(&network.name, &change);
-            why_fallen = why_fallen.or(change.cause.map(FailoverCause::as_str));
-            if let Some(notice) = told(&network.name, election, change, falls_back) {
-                self.outputs.push_back(Output::Tell(notice));
-            }
+            let post = self.posts.entry((name.clone(), election.destination)).or_default();
+            let forced = self.used.get(name);
+            let Some(change) = post.give(election, forced, falls_back, now) else { continue };
+            counts.note_failover(name, &change);
+            why = why.or(change.cause);
+            told.extend(change_told(name, election, change, falls_back));
         }
         for election in vanished {
-            self.roles.posts.remove(&(network.name.clone(), election.destination));
+            self.posts.remove(&(name.clone(), election.destination));
         }
         if falls_back && !had_fallen {
-            let cause = why_fallen.unwrap_or(FailoverCause::None.as_str());
-            self.tell(Notice::EgressFallback { network: network.name.clone(), cause });
+            let cause = why.unwrap_or(FailoverCause::None).as_str();
+            told.push(Notice::EgressFallback { network: name.clone(), cause });
         }
     }
 }
 
-fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    a.into_iter().chain(b).min()
-}
-
 /// What the operator is told of a change; nothing where this host carries instead, which is told once for the network.
-fn told(network: &NetworkName, election: &Election, change: Change, falls_back: bool) -> Option<Notice> {
+fn change_told(
+    network: &NetworkName,
+    election: &Election,
+    change: Change,
+    falls_back: bool,
+) -> Option<Notice> {
     let list = |nodes: &[NodeId]| nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
     let (network, destination) = (network.clone(), election.destination);
     let from = (!change.from.is_empty()).then(|| list(&change.from));

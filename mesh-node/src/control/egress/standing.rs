@@ -1,10 +1,10 @@
 //! How the nodes stand by which a network may leave the mesh, and since when: from their records, tunnels and probes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use mesh_proto::record::{Condition, EgressOffer, NetworkRecord, UplinkFault};
-use mesh_proto::{NetworkName, NodeId, Prefix};
+use mesh_proto::record::{Condition, EgressOffer, UplinkFault};
+use mesh_proto::{NodeId, Prefix};
 
 use super::damping::{Damping, HoldDown};
 use crate::config::EgressChoice;
@@ -108,12 +108,6 @@ impl Sight {
     }
 }
 
-/// A node's part of a network.
-fn part<'a>(peer: &'a Peer, network: &NetworkName) -> Option<&'a NetworkRecord> {
-    let record = &peer.record.as_ref()?.record;
-    record.networks.iter().find(|n| n.name == *network)
-}
-
 /// The nodes by which a network may leave, in the order of preference. One that was named keeps its place while it is away, or
 /// not yet heard of: whoever stands in for it is a standby.
 pub(super) fn look(
@@ -125,7 +119,7 @@ pub(super) fn look(
 ) -> Vec<Sight> {
     let own = rib::own_offer(local, &network.name, offers);
     let last_word =
-        |node: &NodeId| members.peers.get(node).and_then(|p| part(p, &network.name)?.egress.as_ref());
+        |node: &NodeId| members.peers.get(node).and_then(|p| rib::part(p, &network.name)?.egress.as_ref());
     let offers: BTreeMap<&NodeId, &EgressOffer> = own
         .iter()
         .map(|offer| (&local.identity.node, offer))
@@ -139,8 +133,11 @@ pub(super) fn look(
     if network.egress == EgressChoice::Auto {
         order.sort_by_key(|n| (offers.get(n).map(|o| o.priority), *n));
     }
+    // named twice is named once
+    let mut met = BTreeSet::new();
     order
         .into_iter()
+        .filter(|node| met.insert(*node))
         .map(|node| {
             let offer = offers.get(node).copied();
             let known = offer.or_else(|| last_word(node));
