@@ -5,6 +5,10 @@ use std::fmt::Write as _;
 use mesh_proto::api;
 use serde_json::Value;
 
+mod egress;
+
+pub(crate) use self::egress::egress;
+
 /// Fits a terminal beside another, and a mail.
 const WIDTH: usize = 100;
 
@@ -368,44 +372,6 @@ pub(crate) fn route_get(found: &api::RouteGet) -> String {
             "\n{}",
             table(["NETWORK", "STEP", "STATE", "BY, OR WHY NOT"], &rows, Rows::Folded)
         ));
-    }
-    out
-}
-
-/// Who carries which destination; then who could.
-pub(crate) fn egress(answer: &api::EgressAnswer) -> String {
-    let row = |e: &api::Egress| {
-        let nodes = if e.elected_nodes.is_empty() { or_dash(&e.elected) } else { join(&e.elected_nodes) };
-        let (network, destination) = (e.network.clone(), e.destination.to_string());
-        [network, destination, e.state.clone(), nodes, e.reason.clone().unwrap_or_default()]
-    };
-    let rows: Vec<_> = answer.egress.iter().map(row).collect();
-    let mut out = table(["NETWORK", "DESTINATION", "STATE", "NODE", "REASON"], &rows, Rows::Folded);
-    let candidates = answer.egress.iter().flat_map(|e| e.candidates.iter().map(move |c| (e, c)));
-    let rows: Vec<_> = candidates
-        .map(|(e, c)| {
-            let (state, since, flows) = (c.state.clone(), c.since.clone(), c.flows.to_string());
-            let reason = c.reason.clone().unwrap_or_default();
-            [e.network.clone(), e.destination.to_string(), c.node.clone(), state, since, flows, reason]
-        })
-        .collect();
-    if !rows.is_empty() {
-        let header = ["NETWORK", "DESTINATION", "CANDIDATE", "STATE", "SINCE", "FLOWS", "REASON"];
-        out.push_str(&format!("\n{}", table(header, &rows, Rows::Folded)));
-    }
-    for e in &answer.egress {
-        let Some(last) = &e.last_failover else { continue };
-        let outage = last.duration_seconds.map(|s| format!(", {s:.3} s without egress")).unwrap_or_default();
-        let text = format!(
-            "last failover of {} to {}: {} from {} to {} ({}){outage}",
-            e.network,
-            e.destination,
-            last.at,
-            or_dash(&last.from),
-            or_dash(&last.to),
-            last.cause
-        );
-        _ = writeln!(out, "\n{}", wrap(&clean(&text), WIDTH - 2).join("\n  "));
     }
     out
 }
