@@ -15,10 +15,11 @@ mod check;
 pub mod document;
 pub mod reference;
 mod rules;
+pub mod uplink;
 mod walk;
 
 pub use rules::{EgressFallback, EgressRules};
-
+use uplink::{DEFAULT_COUNT, DEFAULT_INTERVAL, MAX_COUNT, UplinkConfig};
 use walk::{Section, Walk};
 
 /// A whole configuration file.
@@ -175,6 +176,8 @@ pub struct EgressConfig {
     pub destination: Vec<Prefix>,
     /// Lower is preferred by `egress = "auto"`.
     pub priority: u32,
+    /// What shows whether the uplink carries.
+    pub uplink: UplinkConfig,
     /// Where it stands.
     pub line: usize,
 }
@@ -362,7 +365,7 @@ fn network(w: &mut Walk<'_>, s: &Section<'_>) -> Option<NetworkConfig> {
 }
 
 fn egress(w: &mut Walk<'_>, s: &Section<'_>) -> Option<EgressConfig> {
-    w.keys(s, "egress", &["probe", "shared"]);
+    w.keys(s, "egress", &["shared"]);
     w.need(s, "network");
     w.need(s, "interface");
     let networks = w.many(s, "network", parsed);
@@ -377,7 +380,13 @@ fn egress(w: &mut Walk<'_>, s: &Section<'_>) -> Option<EgressConfig> {
     }
     let destination = w.many(s, "destination", parsed);
     let priority = w.number(s, "priority", 0, u32::MAX).unwrap_or(100);
-    Some(EgressConfig { networks, interface: interface?, snat, destination, priority, line: s.line })
+    let probe = w.many(s, "probe", parsed);
+    let probe_interval = w.one(s, "probe_interval", duration).unwrap_or(DEFAULT_INTERVAL);
+    let probe_count = w.number(s, "probe_count", 1, MAX_COUNT).unwrap_or(DEFAULT_COUNT);
+    let interface = interface?;
+    let uplink =
+        UplinkConfig { interface: interface.clone(), snat: snat.clone(), probe, probe_interval, probe_count };
+    Some(EgressConfig { networks, interface, snat, destination, priority, uplink, line: s.line })
 }
 
 /// `HOST:PORT`, as a peer is written in the file and added at run time: an IPv6 host stands in brackets, a link-local one

@@ -26,6 +26,7 @@ use crate::io::notices::{self, tell};
 use crate::io::query::Query;
 use crate::io::quic::connection::{Context, Event};
 use crate::io::quic::tls::Credentials;
+use crate::io::uplink::Uplinks;
 use crate::notice::Notice;
 use crate::packet_loop::{PacketLoops, prioritise};
 use crate::prepare::{self, Prepared, Running};
@@ -54,6 +55,7 @@ pub(crate) struct Node {
     /// Ends with its handle, as does the next one.
     watcher: JoinSet<()>,
     metrics: JoinSet<std::io::Result<()>>,
+    uplinks: Uplinks,
 }
 
 /// Runs until `stop`; reads its configuration anew at each `hangup`; leaves nothing behind.
@@ -146,8 +148,10 @@ pub async fn run(
         counters,
         watcher: JoinSet::new(),
         metrics: JoinSet::new(),
+        uplinks: Uplinks::default(),
     };
     this.watch_addresses();
+    this.watch_uplinks();
     this.serve_metrics();
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tell(Notice::ServiceManagerDeaf { error: error.to_string() });
@@ -215,6 +219,12 @@ impl Node {
         let ours = Ours { config: self.running.config.clone(), networks: self.networks.clone() };
         self.watcher = JoinSet::new();
         self.watcher.spawn(watch_addresses(ours, self.events.clone()));
+    }
+
+    /// Watches the uplinks of the configuration, and no others.
+    pub(crate) fn watch_uplinks(&mut self) {
+        let wanted = self.running.config.egress.iter().map(|e| e.uplink.clone()).collect();
+        self.uplinks.want(&wanted, &self.events);
     }
 
     /// Starts to serve metrics where they are wanted, in place of a former address.

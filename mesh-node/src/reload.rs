@@ -67,6 +67,7 @@ impl Node {
         self.running = Running { config, document, numbers, identity };
         self.credentials = credentials;
         self.watch_addresses();
+        self.watch_uplinks();
         if moved {
             self.serve_metrics();
         }

@@ -356,6 +356,31 @@ pub const KEYS: &[Key] = &[
         "50",
         "Preference among the nodes that offer, for networks with `egress = \"auto\"`; lower wins.",
     ),
+    applied(
+        "egress",
+        "probe",
+        "string or list of strings",
+        "none: the state of the link alone decides",
+        r#"["198.51.100.1", "tcp://192.0.2.80:443"]"#,
+        "What must answer beyond the uplink, all of it: addresses by an echo, `tcp://HOST:PORT` by a connection, asked \
+         through the interface from the `snat` address. While one does not, this node is not used for egress.",
+    ),
+    applied(
+        "egress",
+        "probe_interval",
+        "string (duration)",
+        r#""500ms""#,
+        r#""200ms""#,
+        "Between two probes of a target, 100ms to 60s; also how long each waits for its answer.",
+    ),
+    applied(
+        "egress",
+        "probe_count",
+        "integer",
+        "3",
+        "5",
+        "So many unanswered probes in a row, 1 to 20, and a target is down; one answer, and it is up.",
+    ),
 ];
 
 /// One key of a table, if there is such a key.

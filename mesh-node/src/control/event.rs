@@ -14,6 +14,8 @@ use mesh_proto::{NetworkName, NodeId, Prefix};
 use super::Trust;
 use super::host::HostState;
 use super::liveness::{Change, ProbeParams};
+use super::uplink::Report;
+use crate::config::uplink::UplinkConfig;
 use crate::config::{AnnounceConfig, EgressChoice, EgressConfig, EgressRules, ForeignChains};
 use crate::forward::fib::{Expose, NetworkIx, NetworkSpec, PeerIx};
 use crate::notice::Notice;
@@ -219,6 +221,13 @@ pub enum Input {
     },
     /// The configuration was read anew: accepted, or rejected and without effect.
     Reload(Result<Box<Reloaded>, ()>),
+    /// An own uplink carries, or does not any more.
+    Uplink {
+        /// Which.
+        uplink: UplinkConfig,
+        /// How it is.
+        report: Report,
+    },
     /// The node stops: say goodbye.
     Leave,
 }

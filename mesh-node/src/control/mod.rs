@@ -49,6 +49,7 @@ pub mod sessions;
 pub mod status;
 pub mod trace;
 mod tunnels;
+pub mod uplink;
 
 #[cfg(test)]
 mod tests;
@@ -277,6 +278,7 @@ impl Control {
                 self.host.foreign = chains;
             }
             Input::TraceAsk { node, request } => self.trace_ask(&node, request),
+            Input::Uplink { uplink, report } => self.uplink(uplink, report, now),
             Input::Leave => self.announce(true, now),
         }
         self.refresh(now);

@@ -4,22 +4,85 @@ use std::collections::BTreeMap;
 
 use mesh_proto::record::{Condition, UplinkFault};
 
+use super::Control;
+use super::event::Now;
+use super::status::moment;
+use super::uplink::Report;
 use crate::config::EgressConfig;
+use crate::config::uplink::UplinkConfig;
+use crate::notice::Notice;
 
 /// What keeps own offers from being used.
 #[derive(Debug, Default)]
 pub struct Offers {
-    /// Uplinks that do not carry, by interface: what is wrong, and milliseconds from the last proof that it carried until
-    /// that was found.
-    faults: BTreeMap<String, (UplinkFault, u32)>,
+    /// What is known of own uplinks. One that a reload has replaced stays until its successor is known.
+    uplinks: BTreeMap<UplinkConfig, Report>,
 }
 
 impl Offers {
-    /// What is told of an offer.
+    /// What is told of an offer. Without a word of an uplink yet, one without targets carries; one with targets has first to
+    /// show it, except where it is known to carry by what was asked of it before a reload.
     pub fn condition(&self, offer: &EgressConfig) -> Condition {
-        match self.faults.get(&offer.interface) {
-            Some((fault, for_ms)) => Condition::UplinkDown { fault: *fault, for_ms: *for_ms },
-            None => Condition::Healthy,
+        let fault = match self.uplinks.get(&offer.uplink) {
+            Some(report) => report.fault,
+            None if offer.uplink.probe.is_empty() => None,
+            None => {
+                let mut former = self.uplinks.iter().filter(|(u, _)| u.interface == offer.interface);
+                let carries = former.any(|(_, report)| report.fault.is_none());
+                (!carries).then_some((UplinkFault::Probe, 0))
+            }
+        };
+        fault.map_or(Condition::Healthy, |(fault, for_ms)| Condition::UplinkDown { fault, for_ms })
+    }
+}
+
+impl Control {
+    pub(super) fn uplink(&mut self, uplink: UplinkConfig, report: Report, now: Now) {
+        if !self.local.egress.iter().any(|e| e.uplink == uplink) {
+            return;
         }
+        let known = &mut self.offers.uplinks;
+        let before = known.get(&uplink).map(|r| r.fault);
+        let told = match (before.flatten(), report.fault) {
+            (None, Some(fault)) => Some(Notice::UplinkDown {
+                interface: uplink.interface.clone(),
+                text: report.text.clone(),
+                elapsed_ms: u64::from(fault.1),
+            }),
+            (Some(_), None) => Some(Notice::UplinkUp { interface: uplink.interface.clone() }),
+            _ => None,
+        };
+        let changed = before != Some(report.fault);
+        known.insert(uplink, report);
+        known.retain(|uplink, _| self.local.egress.iter().any(|e| e.uplink == *uplink));
+        if let Some(notice) = told {
+            self.tell(notice);
+        }
+        if changed {
+            self.announce(false, now);
+        }
+    }
+
+    /// Each own uplink that does not carry, in words.
+    pub(super) fn uplink_reasons(&self) -> Vec<String> {
+        let down = self.offers.uplinks.iter().filter(|(_, report)| report.fault.is_some());
+        down.map(|(uplink, report)| {
+            let since = moment(report.since_unix_ms);
+            format!("uplink {}: {} since {since}: this node carries no egress", uplink.interface, report.text)
+        })
+        .collect()
+    }
+
+    /// Whether each probed target answers; one that several uplinks ask answers where all of them say so.
+    pub fn probe_gauges(&self) -> Vec<(String, bool)> {
+        let mut all: BTreeMap<String, bool> = BTreeMap::new();
+        for uplink in self.local.egress.iter().map(|e| &e.uplink) {
+            let report = self.offers.uplinks.get(uplink);
+            for (i, target) in uplink.probe.iter().enumerate() {
+                let up = report.and_then(|r| r.targets.get(i)).copied().unwrap_or(false);
+                *all.entry(target.to_string()).or_insert(true) &= up;
+            }
+        }
+        all.into_iter().collect()
     }
 }

@@ -69,6 +69,7 @@ impl Control {
             reasons.push(format!("kernel state is not as it should be: {error}"));
         }
         self.egress_status(&mut reasons, &mut notes);
+        reasons.extend(self.uplink_reasons());
         for (chain, command) in &self.host.foreign {
             reasons.push(format!("{chain} drops mesh traffic; to let it pass: {command}"));
         }

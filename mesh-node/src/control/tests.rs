@@ -24,6 +24,7 @@ mod reload;
 mod route_get;
 
 mod trace;
+mod uplink;
 
 const START_UNIX: u64 = 1_800_000_000_000;
 
@@ -130,6 +131,7 @@ impl World {
                     snat: vec![],
                     destination: vec![],
                     priority: 100,
+                    uplink: uplink::of("eth0", &[]),
                     line: 1,
                 }]
             } else {
@@ -625,6 +627,7 @@ fn local_egress_uses_its_own_snat_without_the_right_to_carry_others() {
         snat: vec!["198.51.100.99".parse().unwrap()],
         destination: vec![],
         priority: 100,
+        uplink: uplink::of("eth0", &[]),
         line: 1,
     }];
     world.input("ph1", Input::Endpoints(vec![endpoint(9).parse().unwrap()]));

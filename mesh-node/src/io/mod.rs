@@ -18,6 +18,7 @@ pub mod scrape;
 pub mod state;
 pub mod trace;
 pub mod tun;
+pub mod uplink;
 
 /// Both clocks, read for the pure core.
 pub fn now() -> Now {

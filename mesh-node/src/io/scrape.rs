@@ -97,7 +97,7 @@ pub fn input(control: &Control, view: &View<'_>, counters: &Counters, kernel: &K
     MetricsInput {
         reload_successful: !control.counts().reload_failed,
         handshakes: durations(&control.counts().handshakes),
-        probes: Vec::new(),
+        probes: control.probe_gauges(),
         version: env!("CARGO_PKG_VERSION").into(),
         revision: option_env!("MESH_REVISION").unwrap_or("unknown").into(),
         node: node.to_string(),

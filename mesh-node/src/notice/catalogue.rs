@@ -173,6 +173,18 @@ notices! {
         says "egress node is heard again";
         remedy "";
 
+    /// An own uplink does not carry: those who use this node for egress are told at once, and take another.
+    UplinkDown { interface: String, text: String, elapsed_ms: u64 }
+        is "uplink_down", Warn, Each;
+        says "uplink does not carry";
+        remedy "look at the interface and its cable, then at the targets: `probe` of its [[egress]] must name what answers through it";
+
+    /// An own uplink carries again.
+    UplinkUp { interface: String }
+        is "uplink_up", Info, Each;
+        says "uplink carries again";
+        remedy "";
+
     /// A peer stopped politely.
     PeerLeft { peer: NodeId }
         is "peer_left", Info, Each;

@@ -23,6 +23,7 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("error", "what went wrong, with the values"),
     ("filter", "what is logged"),
     ("from", "node it came from; for an egress, those that carried before"),
+    ("interface", "network interface of this host"),
     ("key", "section and key of the configuration file"),
     ("listen", "address and port of the UDP socket"),
     ("mesh", "name of the mesh"),

@@ -50,6 +50,20 @@ pub async fn interface_index(handle: &Handle, name: &str) -> Result<Option<u32>,
     Ok(links(handle).await?.get(name).map(|link| link.index))
 }
 
+/// Whether an interface is there, set up, and has a carrier: IFF_RUNNING is RFC 2863's operational state (netdevice(7)).
+pub async fn carries(handle: &Handle, name: &str) -> Result<bool, HostError> {
+    let mut stream = std::pin::pin!(handle.link().get().match_name(name.to_owned()).execute());
+    match stream.try_next().await {
+        Ok(Some(message)) => {
+            let flags = message.header.flags;
+            Ok(flags.contains(LinkFlags::Up) && flags.contains(LinkFlags::Running))
+        }
+        Ok(None) => Ok(false),
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(false),
+        Err(error) => Err(HostError::netlink(&format!("look at {name}"), &error)),
+    }
+}
+
 /// Sets an interface up, with this MTU and queue length where given.
 pub async fn set_link(
     handle: &Handle,

@@ -29,6 +29,25 @@ pub async fn addresses(changed: mpsc::Sender<()>) -> Result<(), HostError> {
     listen(&ADDRESSES, changed).await
 }
 
+/// Calls for a look at the state of an interface now, and at once after each change of any link. Ends with an error when a
+/// socket does; `told` says that nobody listens any more.
+pub async fn link(interface: &str, mut told: impl FnMut(bool) -> bool) -> Result<(), HostError> {
+    let (connection, handle, mut messages) =
+        rtnetlink::new_multicast_connection(&[MulticastGroup::Link]).map_err(HostError::Socket)?;
+    let mut driver = tokio::task::JoinSet::new();
+    driver.spawn(connection);
+    loop {
+        // what has come by now is answered by one look
+        while messages.try_recv().is_ok() {}
+        if !told(super::links::carries(&handle, interface).await?) {
+            return Ok(());
+        }
+        if messages.next().await.is_none() {
+            return Err(HostError::Socket(std::io::Error::other("the netlink socket was closed")));
+        }
+    }
+}
+
 const ADDRESSES: [MulticastGroup; 3] =
     [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
 

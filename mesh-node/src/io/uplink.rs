@@ -1,0 +1,121 @@
+//! Watches own uplinks: their link by netlink, their targets by probes. What that means is `control::uplink`'s.
+//!
+//! ```text
+//!  netlink ----link----> task of an uplink --Input::Uplink--> control loop
+//!  prober of a target ------^
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use rand::Rng as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::host::watch;
+use super::now;
+use super::quic::connection::Event;
+use crate::config::uplink::{ProbeTarget, UplinkConfig};
+use crate::control::event::Input;
+use crate::control::uplink::Health;
+
+mod echo;
+mod socket;
+
+/// Between two tries to listen to netlink.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Results that may wait for the task of their uplink.
+const QUEUE: usize = 64;
+
+/// The uplinks that are watched.
+#[derive(Debug, Default)]
+pub struct Uplinks(BTreeMap<UplinkConfig, JoinSet<()>>);
+
+impl Uplinks {
+    /// Watches these, and no others; one that is watched already goes on as it is.
+    pub fn want(&mut self, wanted: &BTreeSet<UplinkConfig>, events: &mpsc::Sender<Event>) {
+        self.0.retain(|uplink, _| wanted.contains(uplink));
+        for uplink in wanted {
+            self.0.entry(uplink.clone()).or_insert_with(|| {
+                let mut task = JoinSet::new();
+                task.spawn(watch_uplink(uplink.clone(), events.clone()));
+                task
+            });
+        }
+    }
+}
+
+enum Seen {
+    Link(bool),
+    Probe(usize, Result<(), String>),
+}
+
+async fn watch_uplink(uplink: UplinkConfig, events: mpsc::Sender<Event>) {
+    let (tx, mut seen) = mpsc::channel(QUEUE);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(watch_link(uplink.interface.clone(), tx.clone()));
+    for (index, target) in uplink.probe.iter().enumerate() {
+        tasks.spawn(probe(uplink.clone(), index, target.clone(), tx.clone()));
+    }
+    drop(tx);
+    let mut health = Health::new(uplink.clone(), Instant::now());
+    loop {
+        let due = health.poll_timeout();
+        tokio::select! {
+            Some(seen) = seen.recv() => match seen {
+                Seen::Link(up) => health.handle_link(up, Instant::now()),
+                Seen::Probe(target, result) => health.handle_probe(target, result, Instant::now()),
+            },
+            () = sleep_until(due) => {}
+        }
+        if let Some(report) = health.poll_report(now()) {
+            let input = Input::Uplink { uplink: uplink.clone(), report };
+            if events.send(Event::Input(input)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn watch_link(interface: String, seen: mpsc::Sender<Seen>) {
+    loop {
+        // the channel is drained at once: a full one means that the next change is told instead
+        let told = |up| !matches!(seen.try_send(Seen::Link(up)), Err(mpsc::error::TrySendError::Closed(_)));
+        match watch::link(&interface, told).await {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(%error, interface, "the state of the link is asked for again"),
+        }
+        sleep(RETRY).await;
+    }
+}
+
+async fn probe(uplink: UplinkConfig, index: usize, target: ProbeTarget, seen: mpsc::Sender<Seen>) {
+    loop {
+        let started = Instant::now();
+        let asked = async {
+            match &target {
+                ProbeTarget::Echo(address) => echo::ask(&uplink, *address).await,
+                ProbeTarget::Tcp(endpoint) => socket::connect(&uplink, endpoint).await,
+            }
+        };
+        let result = match timeout(uplink.probe_interval, asked).await {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {} ms", uplink.probe_interval.as_millis())),
+        };
+        if seen.send(Seen::Probe(index, result)).await.is_err() {
+            return;
+        }
+        // up to a tenth sooner: probes of many nodes must not fall into step (RFC 5880 section 6.8.7)
+        let wait = uplink.probe_interval.mul_f64(rand::rng().random_range(0.9..=1.0));
+        sleep(wait.saturating_sub(started.elapsed())).await;
+    }
+}
