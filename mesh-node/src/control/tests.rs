@@ -187,6 +187,7 @@ impl World {
 
     fn carry_out(&mut self, node: &str, output: Output) {
         match output {
+            Output::CountFlows(_) | Output::ForgetFlows(_) | Output::Gone { .. } => {}
             Output::Publish { networks, tunnels } => {
                 self.nodes.get_mut(node).unwrap().published = Some((networks, tunnels));
             }
