@@ -160,7 +160,7 @@ notices! {
     FlowsReset { network: NetworkName, count: u64 }
         is "flows_reset", Warn, Free;
         says "connections by a drained egress node were reset";
-        remedy "";
+        remedy "give the next `mesh-ctl egress drain` a later `--deadline`";
 
     /// An operator takes this node's egress out of use. Flows in progress stay until they end, but not longer than this.
     EgressDraining { until: String }
