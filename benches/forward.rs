@@ -2,9 +2,10 @@
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
-use mesh_node::forward::fib::{NetworkFib, NetworkSpec, PeerIx};
+use mesh_node::forward::fib::{Egress, EgressVia, NetworkFib, NetworkSpec, PeerIx};
+use mesh_node::forward::flows::Flows;
 use mesh_node::forward::segment::{Coalescer, GSO_TCPV4, NEEDS_CSUM, VnetHdr, cut, on_wire};
-use mesh_node::forward::{inbound, outbound};
+use mesh_node::forward::{inbound, outbound, translate_flow};
 use mesh_proto::Prefix;
 use mesh_proto::ip::checksum::{checksum, pseudo_header};
 
@@ -28,7 +29,7 @@ fn net(routes: u32) -> NetworkFib {
         announced: vec![],
         gateways: vec![std::net::Ipv4Addr::new(192, 168, 100, 1).into()],
         routes: owned.collect(),
-        egress: vec![],
+        egress: vec![(prefix("0.0.0.0/0"), vec![EgressVia { egress: Egress::Peer(PeerIx(0)), key: 1 }])],
         egress_holds: vec![],
         egress_drained: vec![],
         egress_peers: vec![],
@@ -65,6 +66,34 @@ fn outbound_mapped(bencher: Bencher, routes: u32) {
     bencher.counter(ItemsCount::new(1u32)).bench_local(|| {
         bytes[..40].copy_from_slice(&packet[..40]);
         outbound(black_box(&net), &mut bytes, true)
+    });
+}
+
+/// To the Internet: without a table of flows.
+#[divan::bench]
+fn outbound_egress(bencher: Bencher) {
+    let net = net(64);
+    let packet = tcp([192, 168, 100, 5], [192, 0, 2, 80], 64, true);
+    let mut bytes = packet.clone();
+    bencher.counter(ItemsCount::new(1u32)).bench_local(|| {
+        bytes[..40].copy_from_slice(&packet[..40]);
+        outbound(black_box(&net), &mut bytes, true)
+    });
+}
+
+/// The same with so many flows, each packet of another one.
+#[divan::bench(args = [1, 1000, 30_000])]
+fn outbound_egress_of_flows(bencher: Bencher, flows: u16) {
+    let net = net(64);
+    let packet = tcp([192, 168, 100, 5], [192, 0, 2, 80], 64, true);
+    let mut bytes = packet.clone();
+    let mut table = Flows::new(7);
+    let mut port = 0u16;
+    bencher.counter(ItemsCount::new(1u32)).bench_local(|| {
+        port = if port + 1 < flows { port + 1 } else { 0 };
+        bytes[..40].copy_from_slice(&packet[..40]);
+        bytes[20..22].copy_from_slice(&port.to_be_bytes());
+        translate_flow(black_box(&net), &mut table, &mut bytes, true, 1)
     });
 }
 

@@ -32,6 +32,8 @@ const ANSWERS: &[Answer] = &[
     ("egress", SchemaGenerator::into_root_schema_for::<api::EgressAnswer>),
     ("egress list", SchemaGenerator::into_root_schema_for::<api::EgressAnswer>),
     ("egress use", SchemaGenerator::into_root_schema_for::<api::Done>),
+    ("egress drain", SchemaGenerator::into_root_schema_for::<api::EgressDrain>),
+    ("egress resume", SchemaGenerator::into_root_schema_for::<api::Done>),
     ("trace", SchemaGenerator::into_root_schema_for::<api::Trace>),
     ("log-level", SchemaGenerator::into_root_schema_for::<api::LogLevel>),
     ("monitor", SchemaGenerator::into_root_schema_for::<api::Event>),

@@ -21,6 +21,7 @@ use self::client::{Failure, Refusal, ask, escape};
 mod ca;
 mod client;
 mod describe;
+mod drain;
 mod monitor;
 mod ping;
 mod show;
@@ -195,6 +196,15 @@ enum EgressCommand {
         /// An egress node, or `auto`
         node: String,
     },
+    /// Take this node's own egress out of use: new flows go elsewhere at once, those in progress have until the deadline
+    ///
+    /// Until then nothing is lost; then TCP connections that are left are reset on both sides. It stays out of use until `egress
+    /// resume`, also over a restart.
+    #[command(after_help = "Example:\n  mesh-ctl egress drain --deadline 10m --wait")]
+    Drain(drain::DrainArgs),
+    /// Take this node's own egress into use again; flows that have moved stay where they are
+    #[command(after_help = "Example:\n  mesh-ctl egress resume")]
+    Resume,
 }
 
 /// What a command found: for people, for programs (null if it was told as it came), and whether it is well.
@@ -303,6 +313,19 @@ async fn run(cli: &Cli) -> Result<Outcome, Failure> {
             let network = network.as_ref().map(ToString::to_string);
             let body = json!(api::EgressUse { node, network });
             done(ask(&cli.socket, Method::POST, "/v1/egress/use", Some(body)).await?)
+        }
+        Command::Egress { command: Some(EgressCommand::Drain(args)), .. } => {
+            let tell = |line: String| {
+                if !cli.json && !cli.quiet {
+                    print(&line)
+                }
+            };
+            outcome(drain::drain(&cli.socket, args, tell).await?, |d: &api::EgressDrain| {
+                (drain::show(d), true)
+            })
+        }
+        Command::Egress { command: Some(EgressCommand::Resume), .. } => {
+            done(ask(&cli.socket, Method::POST, "/v1/egress/resume", None).await?)
         }
         Command::Egress { network, command: None | Some(EgressCommand::List) } => {
             let answer = only(get("/v1/egress").await?, "egress", network.as_ref());
@@ -452,6 +475,7 @@ mod tests {
             "mesh-ctl trace 10.0.0.1 fd00::1",
             "mesh-ctl route get ten",
             "mesh-ctl monitor ph1",
+            "mesh-ctl egress drain --deadline soon",
             "mesh-ctl log-level debug info",
         ] {
             let error = parse(line.split_whitespace()).expect_err(line);
@@ -467,6 +491,8 @@ mod tests {
         for line in [
             "mesh-ctl egress",
             "mesh-ctl egress list --network blue",
+            "mesh-ctl egress drain --deadline 90s --wait",
+            "mesh-ctl egress resume",
             "mesh-ctl status --json -q",
             "mesh-ctl monitor",
             "mesh-ctl log-level",

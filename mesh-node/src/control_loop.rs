@@ -9,13 +9,15 @@ use mesh_proto::hello::{CloseCode, Message};
 use mesh_proto::trace::{TraceReply, TraceRequest};
 use quinn::VarInt;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 
 use crate::control::Control;
 use crate::control::event::{ConnId, Input, Output, Saved, Target, TunnelSpec};
 use crate::control::host::HostState;
 use crate::control::status::{self, Figures, Traffic};
-use crate::forward::counters::{Direction, PeerCounters};
-use crate::forward::fib::{Fib, NetworkIx, NetworkSpec, PeerIx};
+use crate::forward::counters::{Counters, Direction, PeerCounters};
+use crate::forward::fib::{Egress, Fib, NetworkIx, NetworkSpec, PeerIx};
+use crate::io::host::{conntrack, flows};
 use crate::io::liveness::Prober;
 use crate::io::notices::tell;
 use crate::io::now;
@@ -27,6 +29,7 @@ use crate::io::quic::echo::Unanswered;
 use crate::io::trace::Tracer;
 
 use crate::notice::Notice;
+use crate::packet_loop::Waker;
 use crate::tunnel::{Snapshot, Tunnel};
 
 /// How long a polite goodbye may take to reach the peers.
@@ -62,17 +65,26 @@ pub struct Wiring {
     pub host_applied: watch::Receiver<u64>,
     /// State for the disk, the latest only.
     pub save: watch::Sender<Saved>,
-    /// Ends the loop, politely.
-    pub stop: oneshot::Receiver<()>,
+    /// Ends the loop, politely: flows are handed over first, unless it is told twice.
+    pub stop: mpsc::Receiver<()>,
+    /// Counts of the packet loops.
+    pub counters: Arc<Counters>,
+    /// Wakes the packet loops.
+    pub waker: Waker,
 }
 
 /// What the loop knows besides `Control`: live figures of connections.
 struct Figured<'a> {
     live: &'a BTreeMap<ConnId, Live>,
+    counters: &'a Counters,
     traffic: &'a BTreeMap<PeerIx, Arc<PeerCounters>>,
 }
 
 impl status::Live for Figured<'_> {
+    fn pinned_flows(&self, network: NetworkIx, egress: Egress) -> u64 {
+        self.counters.pinned(network, egress)
+    }
+
     fn figures(&self, conn: ConnId) -> Option<Figures> {
         self.live.get(&conn).map(|l| Figures { rtt: l.connection.rtt() })
     }
@@ -118,14 +130,25 @@ pub async fn run(mut control: Control, mut wiring: Wiring) {
         next_trace: 1,
         host_wanted: 0,
         unread: Vec::new(),
+        counting: JoinSet::new(),
+        counters: wiring.counters.clone(),
+        gone: None,
     };
+    let mut stopping = false;
     let door = Door::default();
     state.carry_out(&mut control, &mut wiring);
     loop {
         let alarm = control.poll_timeout(now()).map(tokio::time::Instant::from_std);
         // in no order: a peer that talks without end must not keep the others, the operator or the stop waiting
         tokio::select! {
-            _ = &mut wiring.stop => break,
+            told = wiring.stop.recv() => {
+                if stopping || told.is_none() {
+                    break;
+                }
+                stopping = true;
+                control.handle(Input::Stop, now());
+            }
+            () = sleep_until(state.gone) => break,
             Some(event) = wiring.events.recv() => state.event(&mut control, event, &mut wiring),
             Some(query) = wiring.queries.recv() => state.query(&mut control, query),
             Some(peer) = wiring.wanted.recv() => control.handle(Input::Wanted(peer), now()),
@@ -156,6 +179,14 @@ async fn sleep_until(alarm: Option<tokio::time::Instant>) {
     }
 }
 
+async fn forget_flows(marks: Vec<u32>) {
+    for mark in marks {
+        if let Err(error) = conntrack::delete_marked(mark).await {
+            tell(Notice::FlowsStay { error: error.to_string() });
+        }
+    }
+}
+
 struct Loop {
     live: BTreeMap<ConnId, Live>,
     /// Kept over a peer's tunnels: a counter does not go back.
@@ -168,6 +199,11 @@ struct Loop {
     host_wanted: u64,
     /// Tunnels just published that nothing reads from yet.
     unread: Vec<(quinn::Connection, Arc<Tunnel>, Aside)>,
+    /// Counts tracked connections while it is wanted.
+    counting: JoinSet<()>,
+    counters: Arc<Counters>,
+    /// When the node may stop.
+    gone: Option<tokio::time::Instant>,
 }
 
 impl Loop {
@@ -198,7 +234,7 @@ impl Loop {
     fn query(&mut self, control: &mut Control, query: Query) {
         match query {
             Query::Ask(ask) => {
-                let live = Figured { live: &self.live, traffic: &self.traffic };
+                let live = Figured { live: &self.live, counters: &self.counters, traffic: &self.traffic };
                 ask(control, &View { now: now(), live: &live });
             }
             Query::Ping { peer, size, reply } => {
@@ -258,6 +294,17 @@ impl Loop {
                     wiring.save.send_replace(saved);
                 }
                 Output::Probe(wanted) => wiring.prober.want(wanted),
+                Output::CountFlows(watch) => {
+                    self.counting.abort_all();
+                    if let Some(watch) = watch {
+                        let events = wiring.context.events.clone();
+                        self.counting.spawn(flows::watch(watch, events));
+                    }
+                }
+                Output::ForgetFlows(marks) => {
+                    tokio::spawn(forget_flows(marks));
+                }
+                Output::Gone { after } => self.gone = Some(tokio::time::Instant::now() + after),
                 Output::Tell(notice) => tell(notice),
                 Output::TraceWanted { conn, request } => {
                     tokio::spawn(wiring.tracer.clone().answer(conn, request));
@@ -304,7 +351,11 @@ impl Loop {
             }
             tunnels[spec.peer.0 as usize] = Some(tunnel.clone());
         }
+        let drained = networks.iter().flatten().any(|network| !network.egress_drained.is_empty());
         wiring.snapshot.store(Arc::new(Snapshot { fib: Arc::new(Fib::new(networks)), tunnels }));
+        if drained {
+            wiring.waker.wake();
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::io::notices::tell;
 use crate::io::quic::datagram::InboundSender;
 use crate::io::tun::Tun;
 use crate::notice::Notice;
-use crate::packet_loop::PacketLoops;
+use crate::packet_loop::{PacketLoops, Waker};
 use anyhow::Context as _;
 
 /// One TUN a network.
@@ -34,6 +34,11 @@ impl Devices {
     /// Where a tunnel's packets go.
     pub fn inbound(&self) -> InboundSender {
         self.loops.inbound()
+    }
+
+    /// Wakes what sends.
+    pub fn waker(&self) -> Waker {
+        self.loops.waker()
     }
 
     /// Makes the device of a network that has none yet.

@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     };
     let done = runtime.block_on(async {
         // from now on a signal is kept until the node is up, and then stops it properly
-        let stop = stop_signal().context("listen for signals")?;
+        let stop = node::StopSignal::listen().context("listen for signals")?;
         let hangup = signal(SignalKind::hangup()).context("listen for signals")?;
         let prepared = prepare::prepare(&arguments.config).await?;
         if matches!(arguments.command, Some(Command::Check)) {
@@ -81,15 +81,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-    })
 }

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
-use tokio::signal::unix::Signal;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::config::{Config, OnStop};
 use crate::control::Control;
+use crate::control::drain::STOP_DEADLINE;
 use crate::control::event::{Input, LocalNetwork};
 use crate::control::host::HostState;
 use crate::control_loop::{self, Wiring};
@@ -38,8 +39,33 @@ const EVENT_QUEUE: usize = 1024;
 /// How long a stop waits for one of its parts, of which there are five; a whole stop takes at most 10 s.
 const PATIENCE: Duration = Duration::from_millis(1900);
 
+/// The most that handing over flows takes of it.
+const DRAIN_PATIENCE: Duration = STOP_DEADLINE.saturating_add(Duration::from_secs(1));
+
 /// How often the devices are looked at.
 const CHECK_DEVICES: Duration = Duration::from_secs(1);
+
+/// SIGTERM and SIGINT. One that came before it was asked for is kept.
+#[derive(Debug)]
+pub struct StopSignal {
+    term: Signal,
+    int: Signal,
+}
+
+impl StopSignal {
+    /// Listens from here on.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next one. Nothing is lost when this is dropped.
+    pub async fn received(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
 
 /// A running node: what a reload changes, and what a stop needs.
 pub(crate) struct Node {
@@ -64,7 +90,7 @@ pub(crate) struct Node {
 pub async fn run(
     prepared: Prepared,
     log: LogFilter,
-    stop: impl Future<Output = ()>,
+    mut stop: StopSignal,
     mut hangup: Signal,
 ) -> anyhow::Result<()> {
     let Prepared { config, document, in_file: _, numbers, local, trust, credentials } = prepared;
@@ -98,7 +124,7 @@ pub async fn run(
     let (host_tx, host_rx) = watch::channel((0, Arc::new(HostState::default())));
     let (host_applied_tx, host_applied) = watch::channel(0);
     let (save_tx, save_rx) = watch::channel(saved.clone());
-    let (stop_loop, stop_rx) = oneshot::channel();
+    let (stop_loop, stop_rx) = mpsc::channel(2);
     let (api_stop, api_stopped) = watch::channel(false);
     let (reloads_tx, mut reloads) = mpsc::channel(1);
 
@@ -130,8 +156,10 @@ pub async fn run(
         host_applied: host_applied.clone(),
         save: save_tx,
         stop: stop_rx,
+        counters: counters.clone(),
+        waker: devices.waker(),
     };
-    let control_task = tokio::spawn(control_loop::run(control, wiring));
+    let mut control_task = tokio::spawn(control_loop::run(control, wiring));
     let saver = tokio::spawn(control_loop::save_task(node.state_dir.clone(), save_rx));
     let host_task = io::host::task::run(sync, host_rx, host_applied_tx, events_tx.clone());
     let mut host_task = tokio::spawn(host_task);
@@ -158,12 +186,11 @@ pub async fn run(
     }
 
     let mut check = tokio::time::interval(CHECK_DEVICES);
-    tokio::pin!(stop);
     let settle = notices::settle();
     tokio::pin!(settle);
     loop {
         tokio::select! {
-            () = &mut stop => break,
+            () = stop.received() => break,
             () = &mut settle => {}
             _ = check.tick() => this.mend_devices().await,
             Some(()) = hangup.recv() => drop(this.reload().await),
@@ -175,19 +202,33 @@ pub async fn run(
     // who asks for a reload now is told that the node stops
     drop(reloads);
     let Node { running, mut devices, watcher, metrics, .. } = this;
-    let _ = stop_loop.send(());
-    if timeout(PATIENCE, control_task).await.is_err() {
+    let begun = io::now().mono;
+    let _ = stop_loop.send(()).await;
+    let ended = async {
+        tokio::select! {
+            _ = &mut control_task => {}
+            () = stop.received() => {
+                // whoever tells twice does not want to wait
+                let _ = stop_loop.send(()).await;
+                let _ = control_task.await;
+            }
+        }
+    };
+    if timeout(DRAIN_PATIENCE + PATIENCE, ended).await.is_err() {
         tell(Notice::ControlHangs {});
     }
+    // what the hand-over took, the other parts do not have
+    let took = io::now().mono.saturating_duration_since(begun).min(DRAIN_PATIENCE);
+    let patience = PATIENCE.mul_f64(1.0 - took.as_secs_f64() / (PATIENCE * 5).as_secs_f64());
     drop((watcher, metrics));
     let _ = api_stop.send(true);
     // somebody may hold a connection to it open
-    if timeout(PATIENCE / 4, &mut api).await.is_err() {
+    if timeout(patience / 4, &mut api).await.is_err() {
         api.abort();
         let _ = std::fs::remove_file(&node.control_socket);
     }
     // the desired state's sender has gone with the control loop: the task returns what it owns
-    let mut sync = match timeout(PATIENCE, &mut host_task).await {
+    let mut sync = match timeout(patience, &mut host_task).await {
         Ok(Ok(sync)) => sync,
         hangs_or_died => {
             host_task.abort();
@@ -196,9 +237,9 @@ pub async fn run(
         }
     };
     let block = running.config.node.on_stop == OnStop::Block;
-    let removed = timeout(PATIENCE * 2, sync.remove_all(block)).await;
+    let removed = timeout(patience * 2, sync.remove_all(block)).await;
     devices.stop();
-    if timeout(PATIENCE / 2, saver).await.is_err() {
+    if timeout(patience / 2, saver).await.is_err() {
         tell(Notice::StateSavedTooSlowly {});
     }
     removed.context("remove our kernel state: it takes too long")?.context("remove our kernel state")?;

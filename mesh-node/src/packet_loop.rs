@@ -69,6 +69,17 @@ struct OutboundThread {
     thread: JoinHandle<()>,
 }
 
+/// Wakes the outbound threads: what they have to do may come from the snapshot alone.
+#[derive(Debug, Clone)]
+pub struct Waker(Arc<Shared>);
+
+impl Waker {
+    /// All of them.
+    pub fn wake(&self) {
+        self.0.tuns.load().iter().flatten().for_each(|tun| tun.wake());
+    }
+}
+
 impl PacketLoops {
     /// Starts the inbound thread. A peer without tunnel that a packet wants to go to is told over `wanted`, about four
     /// times a second while packets come; when that channel is full it is told again later.
@@ -90,6 +101,11 @@ impl PacketLoops {
     /// Where reader tasks put what they received.
     pub fn inbound(&self) -> InboundSender {
         self.inbound.clone()
+    }
+
+    /// To be called after a snapshot with drained egress nodes was published.
+    pub fn waker(&self) -> Waker {
+        Waker(self.shared.clone())
     }
 
     /// Starts to serve a network; one that had this index is stopped first.

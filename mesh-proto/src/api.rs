@@ -281,6 +281,30 @@ pub struct EgressUse {
     pub network: Option<String>,
 }
 
+/// `POST /v1/egress/drain`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EgressDrainAsk {
+    /// How long flows in progress may stay.
+    pub deadline_seconds: u64,
+}
+
+/// Its answer, and that of `GET /v1/egress/drain`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EgressDrain {
+    /// `SCHEMA`.
+    pub schema: u32,
+    /// Of this node's own egress: `in use`, `draining` (flows in progress stay) or `drained`.
+    pub state: String,
+    /// Why it is not in use.
+    pub reason: Option<String>,
+    /// When flows in progress are cut.
+    pub until: Option<String>,
+    /// Flows in progress; none while they have not been counted.
+    pub flows: Option<u64>,
+    /// What this breaks.
+    pub warnings: Vec<String>,
+}
+
 /// `POST /v1/trace`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TraceAsk {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Lab, Plan, delay, demo, serve, world};
+use lab::{Lab, Plan, delay, demo, serve, steady, world};
 
 #[derive(Parser)]
 #[command(version, about = "Virtual hypervisors in network namespaces, with the real mesh-node")]
@@ -58,6 +58,20 @@ enum Verb {
         #[arg(long, default_value_t = 98)]
         percent: u32,
     },
+    /// Ask a UDP echo every millisecond, and count what is not answered.
+    Echo {
+        /// Address of the echo.
+        to: String,
+        /// For how long.
+        seconds: u64,
+    },
+    /// Hold a TCP connection without a word, and tell how it ends.
+    Hold {
+        /// Address of the sink.
+        to: String,
+        /// At most so long.
+        seconds: u64,
+    },
 }
 
 fn main() -> Result<()> {
@@ -75,6 +89,8 @@ fn main() -> Result<()> {
         Verb::Delay { one, other, milliseconds } => {
             delay::relay(&one, &other, std::time::Duration::from_millis(milliseconds))
         }
+        Verb::Echo { to, seconds } => steady::echo(&to, seconds),
+        Verb::Hold { to, seconds } => steady::hold(&to, seconds),
         Verb::Send { to, bytes } => serve::send(&to, bytes),
         Verb::Udp { to, count, size, percent } => serve::datagrams(&to, count, size, percent),
     }

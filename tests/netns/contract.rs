@@ -110,6 +110,8 @@ fn every_answer_is_as_the_published_schema_says() {
         ("egress list", &["--network", NETWORK], 0),
         ("egress use", &[LONG, "--network", NETWORK], 0),
         ("egress use", &["auto"], 0),
+        ("egress drain", &["--deadline", "1s"], 0),
+        ("egress resume", &[], 0),
         ("trace", &["192.168.100.10", "10.77.2.10"], 0),
         ("trace", &["fd64::10", "fd00:77:2::10"], 0),
         ("trace", &["192.168.100.10", "10.250.0.1"], 1),

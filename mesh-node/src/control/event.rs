@@ -12,6 +12,7 @@ use mesh_proto::trace::{TraceReply, TraceRequest};
 use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use super::Trust;
+use super::drain::{FlowCount, FlowWatch};
 use super::host::HostState;
 use super::liveness::{Change, ProbeParams};
 use super::uplink::Report;
@@ -116,6 +117,8 @@ pub struct Saved {
     pub removed: Vec<NodeId>,
     /// Egress nodes that the operator has forced.
     pub egress_used: BTreeMap<NetworkName, NodeId>,
+    /// The operator has taken this node's egress out of use.
+    pub egress_drained: bool,
     /// Records, own included.
     pub records: Vec<SignedRecord>,
 }
@@ -228,6 +231,10 @@ pub enum Input {
         /// How it is.
         report: Report,
     },
+    /// Tracked connections of this node's egress were counted, or why they cannot be.
+    FlowsCounted(Result<FlowCount, String>),
+    /// The node is to stop: hand flows over, then `Output::Gone`.
+    Stop,
     /// The node stops: say goodbye.
     Leave,
 }
@@ -284,6 +291,15 @@ pub enum Output {
     },
     /// All tunnels to be probed, and how.
     Probe(BTreeMap<ConnId, ProbeParams>),
+    /// Count tracked connections, time and again; none: no longer.
+    CountFlows(Option<FlowWatch>),
+    /// Delete tracked connections with these marks.
+    ForgetFlows(Vec<u32>),
+    /// Nothing keeps the node from stopping, after this time.
+    Gone {
+        /// In which packets still pass.
+        after: Duration,
+    },
     /// What new connections say first.
     Hello(Hello),
     /// Put on disk.

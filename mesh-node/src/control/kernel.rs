@@ -96,7 +96,8 @@ fn own(local: &LocalNode, network: &LocalNetwork, elections: &[Election]) -> Own
     let by: Vec<(Prefix, bool)> =
         elections.iter().map(|e| (e.destination, e.elected.contains(&local.identity.node))).collect();
     let offered = rib::offer_rules(local, &network.name);
-    if offered.is_empty() || !by.iter().any(|(_, own)| *own) {
+    // also where another node is elected: what left by this one before goes on
+    if offered.is_empty() || by.is_empty() {
         return OwnEgress::default();
     }
     let longest = |rules: &[(Prefix, bool)], of: &Prefix| {

@@ -18,6 +18,7 @@ use rand::rngs::SmallRng;
 use rustls_pki_types::CertificateDer;
 use tracing::debug;
 
+use self::drain::Drain;
 use self::egress::Roles;
 use self::egress::failover::{FailoverCause, OUTAGE_BUCKETS};
 use self::event::{Input, LocalNode, Now, Output, Saved, Target, TunnelSpec};
@@ -31,6 +32,7 @@ use crate::forward::fib::NetworkSpec;
 use crate::notice::Notice;
 use crate::notice::limiter::Limiter;
 
+pub mod drain;
 pub mod egress;
 pub mod event;
 mod exchange;
@@ -169,7 +171,8 @@ impl Control {
         // who is named in the file is wanted
         let named = |node: &NodeId| members.seeds.values().any(|s| s.pinned && s.node.as_ref() == Some(node));
         members.removed = saved.removed.into_iter().filter(|node| !named(node)).collect();
-        let offers = Offers::default();
+        let mut offers = Offers::default();
+        offers.drain = Drain::restored(saved.egress_drained);
         let own = sign_own(&local, &offers, &trust, last_version, false, now)?;
         let mut control = Self {
             local,
@@ -279,6 +282,8 @@ impl Control {
             }
             Input::TraceAsk { node, request } => self.trace_ask(&node, request),
             Input::Uplink { uplink, report } => self.uplink(uplink, report, now),
+            Input::FlowsCounted(counted) => self.flows_counted(counted, now),
+            Input::Stop => self.stop(now),
             Input::Leave => self.announce(true, now),
         }
         self.refresh(now);
@@ -300,6 +305,7 @@ impl Control {
     /// What is due by `now`: dials, certificates that have expired, roles that change with time.
     pub fn handle_timeout(&mut self, now: Now) {
         self.close_expired(now);
+        self.drain_timeout(now);
         if self.roles.due().is_some_and(|due| due <= now.mono) {
             self.refresh(now);
         }
@@ -355,7 +361,7 @@ impl Control {
             let left = (peer.tunnel.as_ref()?.identity.not_after + 1).max(0) as u64 * 1000;
             now.mono.checked_add(std::time::Duration::from_millis(left.saturating_sub(now.unix_ms)))
         });
-        peers.chain(seeds).chain(expiry).chain(self.roles.due()).min()
+        peers.chain(seeds).chain(expiry).chain(self.roles.due()).chain(self.offers.drain.due()).min()
     }
 
     /// What is to be done, in order.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use mesh_proto::record::{Condition, UplinkFault};
 
 use super::Control;
+use super::drain::Drain;
 use super::event::Now;
 use super::status::moment;
 use super::uplink::Report;
@@ -17,6 +18,8 @@ use crate::notice::Notice;
 pub struct Offers {
     /// What is known of own uplinks. One that a reload has replaced stays until its successor is known.
     uplinks: BTreeMap<UplinkConfig, Report>,
+    /// The operator, or a stop, takes all of them out of use.
+    pub drain: Drain,
 }
 
 impl Offers {
@@ -32,7 +35,10 @@ impl Offers {
                 (!carries).then_some((UplinkFault::Probe, 0))
             }
         };
-        fault.map_or(Condition::Healthy, |(fault, for_ms)| Condition::UplinkDown { fault, for_ms })
+        let uplink =
+            fault.map_or(Condition::Healthy, |(fault, for_ms)| Condition::UplinkDown { fault, for_ms });
+        // the worse of both
+        uplink.max(self.drain.condition())
     }
 }
 

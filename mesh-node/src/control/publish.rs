@@ -77,6 +77,7 @@ impl Control {
             peers: runtime.map(|(e, _)| e.clone()).collect(),
             removed: self.members.removed.iter().cloned().collect(),
             egress_used: self.roles.used.clone(),
+            egress_drained: self.offers.drain.wanted(),
             records: std::iter::once(&self.own).chain(known).map(|r| r.signed.clone()).collect(),
         };
         self.outputs.push_back(Output::Save(saved));

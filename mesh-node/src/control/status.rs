@@ -88,6 +88,7 @@ impl Control {
             );
             if left < 0 { reasons.insert(0, text) } else { notes.push(text) }
         }
+        notes.extend(self.drain_note());
         self.add_notes(&mut notes);
         let up = self.members.peers.values().filter(|p| p.tunnel.is_some()).count();
         api::Status {

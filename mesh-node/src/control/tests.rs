@@ -18,6 +18,7 @@ use crate::config::{EgressChoice, EgressConfig};
 use crate::forward::fib::{Egress, Expose, NetworkIx};
 use crate::notice::limits::Limits;
 
+mod drain;
 mod egress;
 mod gauges;
 mod reload;
@@ -48,6 +49,12 @@ struct World {
     told: BTreeMap<String, Vec<Notice>>,
     /// Answers to questions about packets.
     traced: Vec<Result<mesh_proto::trace::TraceReply, String>>,
+    /// Tracked connections are counted, or no longer.
+    counting: Option<bool>,
+    /// Marks of tracked connections that were deleted.
+    forgot: Vec<u32>,
+    /// Nodes that may stop, and after how long.
+    gone: Vec<Duration>,
 }
 
 struct Running {
@@ -80,6 +87,9 @@ impl World {
             hellos: BTreeMap::new(),
             told: BTreeMap::new(),
             traced: Vec::new(),
+            counting: None,
+            forgot: Vec::new(),
+            gone: Vec::new(),
         }
     }
 
@@ -189,6 +199,9 @@ impl World {
 
     fn carry_out(&mut self, node: &str, output: Output) {
         match output {
+            Output::CountFlows(watch) => self.counting = Some(watch.is_some()),
+            Output::ForgetFlows(marks) => self.forgot.extend(marks),
+            Output::Gone { after } => self.gone.push(after),
             Output::Publish { networks, tunnels } => {
                 self.nodes.get_mut(node).unwrap().published = Some((networks, tunnels));
             }

@@ -8,15 +8,18 @@
 //!  inbound:   workers' packets = received by networks + dropped
 //! ```
 //!
+//! but for the RSTs that this node itself makes for servers of drained flows: those are transmitted, and came from nowhere.
+//!
 //! Drops going out, and what a peer is sent, are added to by one thread per network; every other count has one writer.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use mesh_proto::limits::MAX_NETWORKS;
 
 use super::DropReason;
-use super::fib::NetworkIx;
+use super::fib::{Egress, NetworkIx};
 
 /// Which way a packet goes, seen from the VMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -157,6 +160,9 @@ struct NetworkCounts {
     flows: [Traffic; FLOWS],
     mapped: [Count; 2],
     worker: WorkerCounts,
+    flow_overflows: Count,
+    /// Flows in progress by egress: the latest, put here whole once a second at most.
+    pinned: ArcSwap<Vec<(Egress, u64)>>,
 }
 
 #[derive(Debug, Default)]
@@ -280,6 +286,29 @@ impl Counters {
         }
     }
 
+    /// Counts flows of a network that found no room in its table of flows.
+    pub fn flow_overflows(&self, network: NetworkIx, flows: u64) {
+        if let Some(network) = self.networks.get(usize::from(network.0)) {
+            network.flow_overflows.add(flows);
+        }
+    }
+
+    /// Says how many flows of a network stay with each egress.
+    pub fn pin(&self, network: NetworkIx, flows: &[(Egress, u64)]) {
+        if let Some(network) = self.networks.get(usize::from(network.0))
+            && network.pinned.load().as_slice() != flows
+        {
+            network.pinned.store(flows.to_vec().into());
+        }
+    }
+
+    /// Flows of a network in progress that stay with this egress, as of a second ago.
+    pub fn pinned(&self, network: NetworkIx, egress: Egress) -> u64 {
+        let network = self.networks.get(usize::from(network.0));
+        let count = |n: &NetworkCounts| n.pinned.load().iter().find(|(e, _)| *e == egress).map(|(_, n)| *n);
+        network.and_then(count).unwrap_or(0)
+    }
+
     /// Counts a batch.
     pub fn batch(&self, worker: Worker, batch: Batch) {
         if let Some(worker) = self.worker(worker) {
@@ -306,6 +335,7 @@ impl Counters {
             flows: std::array::from_fn(|flow| n.flows[flow].read()),
             mapped: Direction::ALL.map(|d| n.mapped[d as usize].read()),
             worker: n.worker.read(),
+            flow_overflows: n.flow_overflows.read(),
         };
         Snapshot {
             outbound: DirectionSnapshot { dropped: dropped(Direction::Outbound) },
@@ -370,6 +400,8 @@ pub struct NetworkSnapshot {
     flows: [TrafficCount; FLOWS],
     mapped: [u64; 2],
     worker: WorkerSnapshot,
+    /// Flows to the Internet that found no room in the table of flows.
+    pub flow_overflows: u64,
 }
 
 impl NetworkSnapshot {
@@ -422,6 +454,9 @@ mod tests {
         assert_eq!((network.flow(Flow::Transmit), network.flow(Flow::Receive).packets), (count, 0));
         assert_eq!((network.mapped(Direction::Outbound), network.mapped(Direction::Inbound)), (3, 0));
         assert_eq!(read.network(NetworkIx(255)), NetworkSnapshot::default());
+        counters.pin(NetworkIx(3), &[(Egress::Own, 4)]);
+        assert_eq!(counters.pinned(NetworkIx(3), Egress::Own), 4);
+        assert_eq!(counters.pinned(NetworkIx(2), Egress::Own), 0);
         let worker = read.worker(Worker::Outbound(NetworkIx(63)));
         assert_eq!((worker.packets, worker.batches, worker.busy), (10, 2, Duration::from_micros(14)));
         assert_eq!(read.worker(Worker::Inbound), WorkerSnapshot::default());

@@ -114,7 +114,8 @@ pub struct NetworkFib {
     to_mesh: Vec<Mapping>,
     to_local: Vec<Mapping>,
     owners: Lpm<Owner>,
-    egress: Lpm<Egress>,
+    /// Places in the specification's list.
+    egress: Lpm<u32>,
     offer: Lpm<bool>,
 }
 
@@ -135,10 +136,8 @@ impl NetworkFib {
         let to_mesh = spec.maps.iter().filter_map(|&(local, mesh)| Mapping::new(local, mesh)).collect();
         let to_local = spec.maps.iter().filter_map(|&(local, mesh)| Mapping::new(mesh, local)).collect();
         let mut egress = Lpm::default();
-        for (prefix, via) in &spec.egress {
-            if let Some(first) = via.first() {
-                egress.insert(*prefix, first.egress);
-            }
+        for (place, (prefix, _)) in spec.egress.iter().enumerate().filter(|(_, (_, via))| !via.is_empty()) {
+            egress.insert(*prefix, place as u32);
         }
         let offer = Lpm::of(&spec.offer);
         Self { spec, to_mesh, to_local, owners, egress, offer }
@@ -154,9 +153,10 @@ impl NetworkFib {
         self.owners.lookup(address)
     }
 
-    /// Where traffic for an address outside the mesh leaves.
-    pub fn egress(&self, address: IpAddr) -> Option<Egress> {
-        self.egress.lookup(address)
+    /// Where new flows to an address outside the mesh leave: by one of these; empty: nowhere.
+    pub fn egress(&self, address: IpAddr) -> &[EgressVia] {
+        let place = self.egress.lookup(address);
+        place.and_then(|place| self.spec.egress.get(place as usize)).map_or(&[], |(_, via)| via)
     }
 
     /// Whether what this node offers as egress includes the address.

@@ -14,10 +14,12 @@ use mesh_proto::ip::{L4, Layout, Packet};
 
 pub mod counters;
 pub mod fib;
+pub mod flows;
 pub mod prefix_map;
 pub mod segment;
 
-use fib::{Egress, Expose, NetworkFib, Owner, PeerIx, holding};
+use fib::{Egress, EgressVia, Expose, NetworkFib, Owner, PeerIx, holding};
+use flows::{Flows, Seconds, Way};
 use prefix_map::{Mapping, Rewrite};
 
 /// Why a packet is dropped: also the label of the metric and the field of the log.
@@ -50,6 +52,8 @@ pub enum DropReason {
     TunError,
     /// The frame around the packet makes no sense.
     BadFrame,
+    /// Of a TCP flow whose egress node is drained: answered with a RST.
+    FlowReset,
 }
 
 impl DropReason {
@@ -68,6 +72,7 @@ impl DropReason {
         Self::QueueFull,
         Self::TunError,
         Self::BadFrame,
+        Self::FlowReset,
     ];
 
     /// The metric label.
@@ -86,6 +91,7 @@ impl DropReason {
             Self::QueueFull => "queue_full",
             Self::TunError => "tun_error",
             Self::BadFrame => "bad_frame",
+            Self::FlowReset => "flow_reset",
         }
     }
 }
@@ -151,9 +157,36 @@ pub fn outbound(net: &NetworkFib, packet: &mut [u8], partial: bool) -> Verdict {
 /// [`outbound`], and what is counted.
 pub fn translate_outbound(net: &NetworkFib, packet: &mut [u8], partial: bool) -> Outcome {
     let Ok(view) = Packet::parse(&*packet) else { return Outcome::dropped(DropReason::Malformed) };
-    let plan = plan_outbound(net, view.source(), view.destination());
+    let (source, destination) = (view.source(), view.destination());
+    let plan = plan_outbound(net, source, destination, |via| elected(via, source, destination));
     let layout = *view.layout();
     carry_out(plan, packet, &layout, partial)
+}
+
+/// [`translate_outbound`] of a packet whose flow stays with its egress node.
+pub fn translate_flow(
+    net: &NetworkFib,
+    flows: &mut Flows,
+    packet: &mut [u8],
+    partial: bool,
+    now: Seconds,
+) -> Outcome {
+    let Ok(view) = Packet::parse(&*packet) else { return Outcome::dropped(DropReason::Malformed) };
+    let (source, destination, layout) = (view.source(), view.destination(), *view.layout());
+    let plan = plan_outbound(net, source, destination, |via| flows.way(net, packet, &layout, via, now));
+    carry_out(plan, packet, &layout, partial)
+}
+
+/// [`translate_outbound`] of a packet that leaves by this egress, whoever is elected.
+pub fn translate_by(net: &NetworkFib, egress: Egress, packet: &mut [u8]) -> Outcome {
+    let Ok(view) = Packet::parse(&*packet) else { return Outcome::dropped(DropReason::Malformed) };
+    let (source, destination, layout) = (view.source(), view.destination(), *view.layout());
+    let plan = plan_outbound(net, source, destination, |_| Some(Way::Egress(egress)));
+    carry_out(plan, packet, &layout, false)
+}
+
+fn elected(via: &[EgressVia], source: IpAddr, destination: IpAddr) -> Option<Way> {
+    flows::rendezvous(via, || (source, destination)).map(Way::Egress)
 }
 
 /// A packet that `from` sent for `net`.
@@ -169,9 +202,10 @@ pub fn translate_inbound(net: &NetworkFib, from: PeerIx, packet: &mut [u8], part
     carry_out(plan, packet, &layout, partial)
 }
 
-/// What [`outbound`] would do with a packet between these addresses.
+/// What [`outbound`] would do with the first packet of a flow between these addresses.
 pub fn decide_outbound(net: &NetworkFib, source: IpAddr, destination: IpAddr) -> Decision {
-    decision(&plan_outbound(net, source, destination), source, destination)
+    let plan = plan_outbound(net, source, destination, |via| elected(via, source, destination));
+    decision(&plan, source, destination)
 }
 
 /// What [`inbound`] would do with a packet between these addresses.
@@ -223,7 +257,12 @@ fn carry_out(
 }
 
 #[inline(always)]
-fn plan_outbound(net: &NetworkFib, source: IpAddr, destination: IpAddr) -> Result<Plan<'_>, DropReason> {
+fn plan_outbound(
+    net: &NetworkFib,
+    source: IpAddr,
+    destination: IpAddr,
+    choose: impl FnOnce(&[EgressVia]) -> Option<Way>,
+) -> Result<Plan<'_>, DropReason> {
     if !routable(destination) {
         return Err(DropReason::NotRoutable);
     }
@@ -257,11 +296,11 @@ fn plan_outbound(net: &NetworkFib, source: IpAddr, destination: IpAddr) -> Resul
         }
         // The segment itself: neighbours do not go by way of us, and no egress node may see it.
         None if net.is_local(destination) => return Err(DropReason::NoRoute),
-        None => match net.egress(destination) {
-            None => return Err(DropReason::NoRoute),
-            Some(Egress::Peer(peer)) => Verdict::Tunnel(peer),
-            Some(Egress::Own) if net.offers(destination) => Verdict::Hairpin,
-            Some(Egress::Own) => return Err(DropReason::ForbiddenDestination),
+        None => match choose(net.egress(destination)).ok_or(DropReason::NoRoute)? {
+            Way::Reset => return Err(DropReason::FlowReset),
+            Way::Egress(Egress::Peer(peer)) => Verdict::Tunnel(peer),
+            Way::Egress(Egress::Own) if net.offers(destination) => Verdict::Hairpin,
+            Way::Egress(Egress::Own) => return Err(DropReason::ForbiddenDestination),
         },
     };
     Ok(Plan { verdict, rewrite, internet })

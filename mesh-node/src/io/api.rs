@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path as FsPath;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{Path, Query as UrlQuery, State};
@@ -15,8 +16,8 @@ use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use mesh_proto::api::{
-    Done, EchoAnswer, EchoAsk, EgressUse, LogLevel, LogLevelSet, PeerAdd, PeerAnswer, Problem, Reload,
-    RouteCheck, SCHEMA, TraceAsk,
+    Done, EchoAnswer, EchoAsk, EgressDrainAsk, EgressUse, LogLevel, LogLevelSet, PeerAdd, PeerAnswer,
+    Problem, Reload, RouteCheck, SCHEMA, TraceAsk,
 };
 use mesh_proto::suggest;
 use mesh_proto::{NetworkName, NodeId};
@@ -201,6 +202,33 @@ async fn egress_use(
     }
 }
 
+async fn egress_drain(
+    State(server): State<Server>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    Json(ask): Json<EgressDrainAsk>,
+) -> Response {
+    if let Some(refusal) = refused(caller) {
+        return refusal;
+    }
+    let deadline = Duration::from_secs(ask.deadline_seconds);
+    match server.ask(move |control, view| control.egress_drain(deadline, view.now)).await {
+        Some(Ok(drain)) => Json(drain).into_response(),
+        Some(Err(refusal)) => problem(StatusCode::CONFLICT, refusal),
+        None => stopping(),
+    }
+}
+
+async fn egress_resume(State(server): State<Server>, ConnectInfo(caller): ConnectInfo<Caller>) -> Response {
+    if let Some(refusal) = refused(caller) {
+        return refusal;
+    }
+    match server.ask(move |control, view| control.egress_resume(view.now)).await {
+        Some(Ok(done)) => Json(Done { schema: SCHEMA, done }).into_response(),
+        Some(Err(refusal)) => problem(StatusCode::CONFLICT, refusal),
+        None => stopping(),
+    }
+}
+
 async fn reload(State(server): State<Server>, ConnectInfo(caller): ConnectInfo<Caller>) -> Response {
     if let Some(refusal) = refused(caller) {
         return refusal;
@@ -336,6 +364,11 @@ fn router(server: Server) -> Router {
         .route("/v1/reload", post(reload))
         .route("/v1/ping", post(ping))
         .route("/v1/egress/use", post(egress_use))
+        .route(
+            "/v1/egress/drain",
+            get(|State(s): State<Server>| async move { s.json(|c, _| c.drain()).await }).post(egress_drain),
+        )
+        .route("/v1/egress/resume", post(egress_resume))
         .route("/v1/events", get(events))
         .route("/v1/log-level", get(log_level).put(log_level_set))
         .route("/v1/trace", post(trace_packet))

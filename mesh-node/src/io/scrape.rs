@@ -20,6 +20,7 @@ use crate::control::gauges::EgressGauge;
 use crate::control::observed::Observed;
 use crate::control::status::Traffic;
 use crate::forward::counters::{Counters, Direction, Flow, Snapshot, TrafficCount, Worker};
+use crate::forward::fib::Egress;
 
 /// Reasons that exist at 0 from the start: all there are.
 const HANDSHAKE_REASONS: [&str; 27] = [
@@ -143,7 +144,9 @@ fn network(
             Some(peer) => split(view.live.egress(peer, network.ix)),
             None => (count.flow(Flow::OwnEgressReceive), count.flow(Flow::OwnEgressTransmit)),
         };
-        EgressMetrics { node: gauge.node.to_string(), active: gauge.active, receive, transmit }
+        let place = gauge.peer.map_or(Egress::Own, Egress::Peer);
+        let pinned_flows = view.live.pinned_flows(network.ix, place);
+        EgressMetrics { node: gauge.node.to_string(), active: gauge.active, pinned_flows, receive, transmit }
     };
     NetworkMetrics {
         network: network.name.to_string(),
@@ -157,6 +160,7 @@ fn network(
         routes_by_state: control.routes_by_state(network).to_vec(),
         egress_by_state: control.egress_by_state(network).to_vec(),
         egress: control.egress_gauges(network).into_iter().map(egress).collect(),
+        flow_overflows: count.flow_overflows,
         carried_receive: count.flow(Flow::CarriedReceive),
         carried_transmit: count.flow(Flow::CarriedTransmit),
         egress_failovers: FailoverCause::ALL

@@ -17,6 +17,8 @@ struct PeersFile {
     removed: Vec<mesh_proto::NodeId>,
     #[serde(default)]
     egress_used: BTreeMap<mesh_proto::NetworkName, mesh_proto::NodeId>,
+    #[serde(default)]
+    egress_drained: bool,
 }
 
 fn peers_path(dir: &Path) -> PathBuf {
@@ -42,6 +44,7 @@ pub fn load(dir: &Path) -> (Saved, Vec<String>) {
             saved.peers = file.peers;
             saved.removed = file.removed;
             saved.egress_used = file.egress_used;
+            saved.egress_drained = file.egress_drained;
         }
         Ok(Err(error)) => aside(&path, error.to_string()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -77,6 +80,7 @@ pub fn store(dir: &Path, saved: &Saved) -> anyhow::Result<()> {
         peers: saved.peers.clone(),
         removed: saved.removed.clone(),
         egress_used: saved.egress_used.clone(),
+        egress_drained: saved.egress_drained,
     };
     replace(&peers_path(dir), &serde_json::to_vec_pretty(&file)?)?;
     let mut bytes = Vec::new();
@@ -113,6 +117,7 @@ mod tests {
             peers: vec!["198.51.100.12:4650".into()],
             removed: vec!["ph9".parse().unwrap()],
             egress_used: BTreeMap::from([("default".parse().unwrap(), "ph2".parse().unwrap())]),
+            egress_drained: true,
             records: vec![record.clone(), record],
         };
         store(dir.path(), &saved).unwrap();

@@ -155,6 +155,43 @@ notices! {
         says "egress node forced";
         remedy "";
 
+    /// The egress node of these TCP connections of the network's VMs is drained, and they had not ended: both sides were told by a
+    /// RST, so that neither hangs.
+    FlowsReset { network: NetworkName, count: u64 }
+        is "flows_reset", Warn, Free;
+        says "connections by a drained egress node were reset";
+        remedy "give the next `mesh-ctl egress drain` a later `--deadline`";
+
+    /// An operator takes this node's egress out of use. Flows in progress stay until they end, but not longer than this.
+    EgressDraining { until: String }
+        is "egress_draining", Info, Free;
+        says "egress of this node is being drained";
+        remedy "`mesh-ctl egress resume` undoes it";
+
+    /// The node stops, and other nodes' VMs leave by it: they go to the standby first.
+    EgressHandover { count: u64 }
+        is "egress_handover", Info, Free;
+        says "flows are handed over before the node stops";
+        remedy "";
+
+    /// This node's egress is out of use. So many flows were left: those who sent them have reset, or moved, them.
+    EgressDrained { count: Option<u64> }
+        is "egress_drained", Info, Free;
+        says "egress of this node is drained";
+        remedy "`mesh-ctl egress resume` takes it into use again";
+
+    /// This node's egress is in use again.
+    EgressResumed {}
+        is "egress_resumed", Info, Free;
+        says "egress of this node is in use again";
+        remedy "";
+
+    /// Connections in progress cannot be counted: a drain ends at its deadline.
+    FlowsUncounted { error: String }
+        is "flows_uncounted", Warn, Together;
+        says "connections in progress cannot be counted";
+        remedy "is the module nf_conntrack_netlink there?";
+
     /// The operator has left the egress of a network to the order again.
     EgressFreed { network: NetworkName }
         is "egress_freed", Info, Free;

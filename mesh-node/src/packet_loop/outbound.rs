@@ -4,6 +4,8 @@
 //! 2. `forward::outbound` once per superpacket: tunnel, back to the TUN, or drop.
 //! 3. Cut into the batch of the peer, each piece behind its frame header.
 //! 4. When the TUN is empty or the batch full: one `Tunnel::send` per peer.
+//!
+//! Between batches it looks after its flows: each second what is idle, and, once an egress node is drained, what is still there.
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -17,6 +19,7 @@ use super::Shared;
 use super::moderation::Moderation;
 use crate::forward::counters::{Batch, Direction, Drops, Flow, TrafficCount, Worker};
 use crate::forward::fib::{NetworkIx, PeerIx};
+use crate::forward::flows::{Flows, Reset, Seconds};
 use crate::forward::segment::{self, NEEDS_CSUM, VnetHdr};
 use crate::forward::{self, DropReason, Internet, Outcome, Verdict};
 use crate::io::notices::tell;
@@ -40,6 +43,12 @@ const ASK_EVERY: Duration = Duration::from_millis(250);
 const ERROR_PAUSE: Duration = Duration::from_millis(20);
 const ERROR_TRIES: u32 = 50;
 
+/// Flows that are reset in a go, between two batches: about a millisecond.
+const RESETS: usize = 512;
+
+/// How often flows are looked after while no packets come.
+const TICK: Duration = Duration::from_secs(1);
+
 /// Reads until told to stop, or until the device is gone.
 pub(super) fn run(shared: &Shared, network: NetworkIx, tun: &Tun, stop: &AtomicBool) {
     let mut outbound = Outbound {
@@ -50,6 +59,11 @@ pub(super) fn run(shared: &Shared, network: NetworkIx, tun: &Tun, stop: &AtomicB
         peers: Peers::default(),
         asked: BTreeMap::new(),
         moderation: Moderation::new(Instant::now()),
+        flows: Flows::new(crate::io::chance()),
+        start: Instant::now(),
+        now: 0,
+        resets: 0,
+        quiet: true,
     };
     let mut errors = 0;
     while !stop.load(Relaxed) {
@@ -76,6 +90,14 @@ struct Outbound<'a> {
     /// When a tunnel was last asked for.
     asked: BTreeMap<PeerIx, Instant>,
     moderation: Moderation,
+    flows: Flows,
+    start: Instant,
+    /// Since `start`, at the beginning of the batch.
+    now: Seconds,
+    /// Flows reset since this was last told.
+    resets: u64,
+    /// Published: there are no flows.
+    quiet: bool,
 }
 
 /// How much a batch holds, and what became of it.
@@ -99,11 +121,19 @@ struct Filled {
 impl Outbound<'_> {
     /// Waits for a packet, then handles it and all that follow at once.
     fn batch(&mut self) -> std::io::Result<()> {
-        let Read::Packet(first) = self.tun.read(&mut self.buffer, Wait::Forever)? else { return Ok(()) };
+        let wait = match self.resets {
+            0 if self.quiet && self.flows.is_empty() => Wait::Forever,
+            0 => Wait::AtMost(TICK),
+            _ => Wait::No,
+        };
+        let read = self.tun.read(&mut self.buffer, wait)?;
         let start = Instant::now();
+        self.now = start.saturating_duration_since(self.start).as_secs() as Seconds;
         // One snapshot for all that follows; the guard keeps it alive without counting references.
         let snapshot = self.shared.snapshot.load();
         let mut filled = Filled::default();
+        self.look_after_flows(&snapshot, &mut filled);
+        let Read::Packet(first) = read else { return Ok(()) };
         self.packet(&snapshot, first, &mut filled);
         let drained = self.drain(&snapshot, &mut filled);
         let now = Instant::now();
@@ -148,6 +178,11 @@ impl Outbound<'_> {
             Some(vnet) => self.forward(snapshot, n, &vnet, count, filled),
             None => Err(DropReason::Malformed),
         };
+        if forwarded == Err(DropReason::FlowReset)
+            && let Some(reset) = Reset::of_packet(&self.buffer[VNET_HEADER..n])
+        {
+            self.answer(&reset.to_vm());
+        }
         if let Err(reason) = forwarded {
             filled.drops.add(reason, count.packets);
         }
@@ -166,7 +201,8 @@ impl Outbound<'_> {
             self.buffer[..n].split_at_mut_checked(VNET_HEADER).ok_or(DropReason::Malformed)?;
         let net = snapshot.fib.network(self.network).ok_or(DropReason::UnknownNetwork)?;
         let partial = segment::settle(vnet, packet).map_err(|_| DropReason::Malformed)?;
-        let Outcome { verdict, mapped, internet } = forward::translate_outbound(net, packet, partial);
+        let Outcome { verdict, mapped, internet } =
+            forward::translate_flow(net, &mut self.flows, packet, partial, self.now);
         match verdict {
             Verdict::Tunnel(peer) => {
                 match self.peers.of_batch(snapshot, peer, self.network) {
@@ -221,6 +257,56 @@ impl Outbound<'_> {
         }
         counters.mapped(Direction::Outbound, network, filled.mapped);
         counters.dropped(Direction::Outbound, &filled.drops);
+    }
+
+    /// Forgets what is idle, publishes how many flows there are, and ends those whose egress node is drained.
+    fn look_after_flows(&mut self, snapshot: &Snapshot, filled: &mut Filled) {
+        let (counters, network) = (&self.shared.counters, self.network);
+        if self.flows.tick(self.now) {
+            counters.pin(network, self.flows.counts());
+            self.quiet = self.flows.is_empty();
+            counters.flow_overflows(network, self.flows.take_overflows());
+        }
+        let Some(net) = snapshot.fib.network(network).filter(|net| !net.spec().egress_drained.is_empty())
+        else {
+            return;
+        };
+        let mut resets = Vec::new();
+        let done = self.flows.evacuate(&net.spec().egress_drained, self.now, RESETS, &mut resets);
+        self.resets += resets.len() as u64;
+        for reset in &resets {
+            self.answer(&reset.to_vm());
+            let mut packet = reset.to_server();
+            let verdict = forward::translate_by(net, reset.egress, &mut packet).verdict;
+            match verdict {
+                Verdict::Hairpin => self.answer(&packet),
+                Verdict::Tunnel(peer) => {
+                    // without a tunnel nothing can be told to the server; smaller than any path's limit
+                    let count = TrafficCount { packets: 1, bytes: packet.len() as u64 };
+                    if let Some(to) = self.peers.of_batch(snapshot, peer, network) {
+                        let _ = to.push(&VnetHdr::default(), &packet, false, count, Internet::To);
+                    }
+                }
+                Verdict::Drop(_) | Verdict::Deliver => {}
+            }
+        }
+        if !resets.is_empty() {
+            self.flush(filled);
+            *filled = Filled::default();
+        }
+        if done && self.resets > 0 {
+            self.shared.counters.pin(self.network, self.flows.counts());
+            let network = net.spec().name.clone();
+            tell(Notice::FlowsReset { network, count: std::mem::take(&mut self.resets) });
+        }
+    }
+
+    /// Writes a packet of our own into the TUN. Best effort, as all that is written there.
+    fn answer(&self, packet: &[u8]) {
+        let header = [0; VNET_HEADER];
+        if let Err(error) = self.tun.write(&[IoSlice::new(&header), IoSlice::new(packet)]) {
+            tracing::trace!(%error, "a RST is not taken by the device");
+        }
     }
 
     /// Tells control that packets wait for `peer`. This one is dropped: whoever sent it tries again, and a queue here

@@ -142,6 +142,16 @@ fn mark_lines(lines: &mut Vec<String>, state: &HostState, network: &HostNetwork)
         }
         let own: Vec<Prefix> = network.own.sources.iter().copied().filter(of_family).collect();
         if !own.is_empty() {
+            // left past the TUN before another node was elected: what is in progress stays
+            let keep = !MARK_MASK;
+            lines.push(format!(
+                "iifname {seg} ct direction original ct mark & {MARK_MASK:#010x} == {mark:#010x} {ip} saddr {from} meta mark \
+                 set meta mark & {keep:#010x} | {mark:#010x}",
+                mark = egress_mark(network.slot),
+                from = braced(own.clone()),
+            ));
+        }
+        if !own.is_empty() {
             lines.push(format!(
                 "iifname {seg} ct direction original {ip} saddr {from} {ip} daddr != @all{number} jump own{slot}",
                 from = braced(own),

@@ -14,7 +14,7 @@ use super::HostError;
 use crate::control::host::MARK_MASK;
 
 /// `CTA_MARK_MASK` of the kernel's nfnetlink_conntrack.h; the crate does not know it.
-const MARK_MASK_ATTRIBUTE: u16 = 21;
+pub(super) const MARK_MASK_ATTRIBUTE: u16 = 21;
 
 /// Deletes every connection with this mark of ours, of both families. The kernel does the selecting.
 pub async fn delete_marked(mark: u32) -> Result<(), HostError> {

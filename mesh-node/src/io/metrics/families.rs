@@ -198,6 +198,16 @@ fn egress(input: &MetricsInput) -> Vec<MetricFamily> {
             each(|e| truth(e.active)),
         ),
         gauge(
+            "mesh_egress_pinned_flows",
+            "Flows of this node's VMs in progress that stay with an egress node as long as it carries, elected or not.",
+            each(|e| e.pinned_flows as f64),
+        ),
+        counter(
+            "mesh_egress_flow_table_overflows_total",
+            "Flows to the Internet that found no room in the table of flows, or lost it: they go to whichever egress node is elected.",
+            carried(|n| n.flow_overflows),
+        ),
+        gauge(
             "mesh_egress_destinations",
             "Destinations of egress by state: active (by the first of the egress nodes), standby (by another), fallback (by this host instead), none.",
             destinations,

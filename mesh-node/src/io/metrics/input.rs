@@ -81,6 +81,8 @@ pub struct NetworkMetrics {
     pub egress_by_state: Vec<(&'static str, u64)>,
     /// Candidates for egress.
     pub egress: Vec<EgressMetrics>,
+    /// Flows that found no room in the table of flows.
+    pub flow_overflows: u64,
     /// For other nodes, from the Internet.
     pub carried_receive: TrafficCount,
     /// For other nodes, to the Internet.
@@ -98,6 +100,8 @@ pub struct EgressMetrics {
     pub node: String,
     /// Whether it is the one in use.
     pub active: bool,
+    /// Flows in progress that stay with it.
+    pub pinned_flows: u64,
     /// From the Internet.
     pub receive: TrafficCount,
     /// To the Internet.

@@ -1,0 +1,471 @@
+//! Which egress node carries which flow: a bounded table of the node that sends, for what goes to the Internet only. A flow
+//! stays with its egress node as long as that one carries, elected or not: moved, it would have another source address.
+//!
+//! ```text
+//!   new ──► the elected, by rendezvous hashing ──► pinned ──► its egress fails: elected anew
+//!                                                    │  └───► it ends, or is idle for too long: forgotten
+//!                                                    └──────► its egress is drained: TCP is reset, all else elected anew
+//! ```
+//!
+//! Owned by the outbound thread of its network: no lock. Only packets of the VMs are seen here, not the answers.
+//! 8192 sets of 8 flows, so that each packet costs the same whatever an attacker sends. A full set makes room by giving up
+//! what has ended, then what has only begun, then the idlest; a flow in use is never given up, and one that finds no room goes
+//! by the election, unpinned, and is counted.
+
+use std::net::IpAddr;
+
+use mesh_proto::ip::{Fragment, Layout, transport};
+
+use super::fib::{Egress, EgressVia, NetworkFib};
+use key::{Key, Parts};
+
+mod key;
+pub mod reset;
+#[cfg(test)]
+mod tests;
+
+pub use reset::Reset;
+
+/// Seconds since any fixed moment.
+pub type Seconds = u32;
+
+/// Flows in a set, and sets: 64 Ki flows in all, 64 bytes each.
+const WAYS: usize = 8;
+const SETS: usize = 8192;
+
+/// Idle times after which a flow is forgotten. Not shorter than Linux's conntrack, which keeps the flow at the egress node; and
+/// answers, which keep it alive there, are not seen here.
+///
+/// TCP: RFC 5382 REQ-5 (2 h 4 min), and for one that opens or closes 4 min.
+const TCP_IDLE: Seconds = 7440;
+const TCP_TRANSITORY: Seconds = 240;
+/// UDP: RFC 4787 REQ-5 recommends 5 min; one packet alone asks for one answer.
+const UDP_IDLE: Seconds = 300;
+const UDP_SINGLE: Seconds = 60;
+/// Conntrack's for ICMP, and for all else (10 min).
+const ICMP_IDLE: Seconds = 30;
+const OTHER_IDLE: Seconds = 600;
+/// After a RST, and after a reset of ours: repetitions are still on their way.
+const ENDED: Seconds = 10;
+const RESET: Seconds = 60;
+
+/// A flow used within this time is not given up for a new one.
+const IN_USE: Seconds = 60;
+
+/// A TCP flow that the VM has closed, and that has been idle since, needs no reset: the other side has closed as well, or is
+/// about to.
+const CLOSED: Seconds = 2;
+
+/// Sets looked through for idle flows each second: all of them within 16 s.
+const SWEEP: usize = SETS / 16;
+
+/// How far a flow has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// One packet, or SYNs only.
+    Opening,
+    /// In use.
+    Open,
+    /// The VM has sent its FIN; answers may come for long.
+    Closing,
+    /// The VM has sent a RST.
+    Ended,
+    /// We have reset it: its egress is drained.
+    Reset,
+}
+
+/// What becomes of a packet to the Internet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// By this egress.
+    Egress(Egress),
+    /// Nowhere: its egress is drained, and the VM is to be told by a RST.
+    Reset,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Flow {
+    key: Key,
+    egress: Egress,
+    last: Seconds,
+    /// TCP: next sequence number of the VM, and what it has acknowledged.
+    sequence: u32,
+    acknowledged: u32,
+    state: State,
+}
+
+impl Flow {
+    const NONE: Self = Self {
+        key: Key::NONE,
+        egress: Egress::Own,
+        last: 0,
+        sequence: 0,
+        acknowledged: 0,
+        state: State::Ended,
+    };
+
+    fn limit(&self) -> Seconds {
+        match (self.state, self.key.protocol()) {
+            (State::Ended, _) => ENDED,
+            (State::Reset, _) => RESET,
+            (State::Open, transport::TCP) => TCP_IDLE,
+            (_, transport::TCP) => TCP_TRANSITORY,
+            (State::Opening, transport::UDP) => UDP_SINGLE,
+            (_, transport::UDP) => UDP_IDLE,
+            (_, transport::ICMP | transport::ICMPV6) => ICMP_IDLE,
+            _ => OTHER_IDLE,
+        }
+    }
+
+    fn idle(&self, now: Seconds) -> Seconds {
+        now.saturating_sub(self.last)
+    }
+
+    fn expired(&self, now: Seconds) -> bool {
+        self.idle(now) > self.limit()
+    }
+
+    /// Whether it is in progress, as the operator counts.
+    fn counts(&self) -> bool {
+        matches!(self.state, State::Opening | State::Open)
+    }
+
+    /// Follows one more packet.
+    fn see(&mut self, parts: &Parts, now: Seconds) {
+        if let Some(tcp) = parts.tcp {
+            let newer = tcp.end.wrapping_sub(self.sequence) as i32 > 0;
+            if newer {
+                self.sequence = tcp.end;
+            }
+            if let Some(acknowledged) = tcp.acknowledged {
+                self.acknowledged = acknowledged;
+            }
+            self.state = match self.state {
+                State::Reset => State::Reset,
+                _ if tcp.rst => State::Ended,
+                State::Ended => State::Ended,
+                _ if tcp.fin => State::Closing,
+                State::Closing => State::Closing,
+                _ if tcp.syn => self.state,
+                _ => State::Open,
+            };
+        } else if now > self.last && self.state == State::Opening {
+            self.state = State::Open;
+        }
+        self.last = now;
+    }
+}
+
+/// The flows of one network.
+#[derive(Debug)]
+pub struct Flows {
+    /// By set and way: a part of the hash, 0 where there is none.
+    tags: Vec<[u16; WAYS]>,
+    flows: Vec<Flow>,
+    /// Unknown to VMs: whoever knew it could fill one set.
+    seed: u64,
+    /// Flows in progress.
+    counts: Vec<(Egress, u64)>,
+    overflows: u64,
+    /// Where sweeping, and evacuating, goes on.
+    swept: usize,
+    evacuated: usize,
+    /// The last second swept in.
+    ticked: Seconds,
+}
+
+impl Flows {
+    /// An empty table; memory comes with the first flow. `seed` is chance.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            tags: Vec::new(),
+            flows: Vec::new(),
+            seed,
+            counts: Vec::new(),
+            overflows: 0,
+            swept: 0,
+            evacuated: 0,
+            ticked: 0,
+        }
+    }
+
+    /// Where a packet to the Internet goes. `via`: the elected for its destination; empty: nobody.
+    pub fn way(
+        &mut self,
+        net: &NetworkFib,
+        packet: &[u8],
+        layout: &Layout,
+        via: &[EgressVia],
+        now: Seconds,
+    ) -> Option<Way> {
+        let Some(parts) = Parts::of(packet, layout) else {
+            return via.first().map(|member| Way::Egress(member.egress));
+        };
+        if self.flows.is_empty() {
+            self.tags = vec![[0; WAYS]; SETS];
+            self.flows = vec![Flow::NONE; SETS * WAYS];
+        }
+        let way = self.follow(net, &parts, via, now)?;
+        if let (Way::Egress(egress), Fragment::First) = (way, layout.fragment) {
+            // those that come after it have no ports
+            self.set(&parts.key.without_ports(), egress, now);
+        }
+        Some(way)
+    }
+
+    fn follow(&mut self, net: &NetworkFib, parts: &Parts, via: &[EgressVia], now: Seconds) -> Option<Way> {
+        let hash = parts.key.hash(self.seed);
+        let elect = || rendezvous(via, || parts.key.addresses());
+        let Some(place) = self.find(&parts.key, hash) else {
+            let egress = elect()?;
+            if !parts.about_another {
+                self.add(parts, hash, egress, now);
+            }
+            return Some(Way::Egress(egress));
+        };
+        let flow = &mut self.flows[place];
+        let carries = elected(via, flow.egress) || net.spec().egress_holds.contains(&flow.egress);
+        if parts.about_another {
+            return if carries { Some(Way::Egress(flow.egress)) } else { elect().map(Way::Egress) };
+        }
+        let over = flow.expired(now) || (parts.opens() && flow.state != State::Opening);
+        if flow.state == State::Reset && !over {
+            // an answer to our RST, or one that is older than it
+            let told = parts.tcp.is_some_and(|tcp| tcp.rst);
+            flow.see(parts, now);
+            return Some(if told { Way::Egress(flow.egress) } else { Way::Reset });
+        }
+        if carries && !over {
+            let counted = flow.counts();
+            flow.see(parts, now);
+            let (egress, counts) = (flow.egress, flow.counts());
+            if counted != counts {
+                self.count(egress, counts);
+            }
+            return Some(Way::Egress(egress));
+        }
+        if !over && flow.is_to_be_reset(now) && net.spec().egress_drained.contains(&flow.egress) {
+            let (egress, counted) = (flow.egress, flow.counts());
+            flow.state = State::Reset;
+            flow.see(parts, now);
+            if counted {
+                self.count(egress, false);
+            }
+            return Some(Way::Reset);
+        }
+        self.remove(place);
+        let egress = elect()?;
+        self.add(parts, hash, egress, now);
+        Some(Way::Egress(egress))
+    }
+
+    /// Each second: forgets what is idle, some sets at a time. True when that second has begun.
+    pub fn tick(&mut self, now: Seconds) -> bool {
+        if now == self.ticked {
+            return false;
+        }
+        self.ticked = now;
+        if !self.flows.is_empty() {
+            for set in self.swept..self.swept + SWEEP {
+                for place in (set * WAYS)..(set + 1) * WAYS {
+                    if self.is_taken(place) && self.flows[place].expired(now) {
+                        self.remove(place);
+                    }
+                }
+            }
+            self.swept = (self.swept + SWEEP) % SETS;
+        }
+        true
+    }
+
+    /// Takes flows from egress nodes that are drained, at most `limit` resets a call, and gives the resets of those that would
+    /// hang. True when none is left.
+    pub fn evacuate(
+        &mut self,
+        drained: &[Egress],
+        now: Seconds,
+        limit: usize,
+        resets: &mut Vec<Reset>,
+    ) -> bool {
+        if !self.counts.iter().any(|(egress, count)| *count > 0 && drained.contains(egress)) {
+            self.evacuated = 0;
+            return true;
+        }
+        while self.evacuated < SETS {
+            if resets.len() >= limit {
+                return false;
+            }
+            for place in (self.evacuated * WAYS)..(self.evacuated + 1) * WAYS {
+                let flow = &mut self.flows[place];
+                if self.tags[self.evacuated][place % WAYS] == 0
+                    || flow.state == State::Reset
+                    || !drained.contains(&flow.egress)
+                {
+                    continue;
+                }
+                if !flow.expired(now) && flow.is_to_be_reset(now) {
+                    let (egress, counted) = (flow.egress, flow.counts());
+                    flow.state = State::Reset;
+                    flow.last = now;
+                    resets.push(Reset::of(&flow.key, egress, flow.sequence, flow.acknowledged));
+                    if counted {
+                        self.count(egress, false);
+                    }
+                } else {
+                    self.remove(place);
+                }
+            }
+            self.evacuated += 1;
+        }
+        self.evacuated = 0;
+        true
+    }
+
+    /// Flows in progress by egress.
+    pub fn counts(&self) -> &[(Egress, u64)] {
+        &self.counts
+    }
+
+    /// Whether there is any.
+    pub fn is_empty(&self) -> bool {
+        self.counts.iter().all(|(_, count)| *count == 0)
+    }
+
+    /// Takes the number of flows that found no room, or lost it while in use, since the last call.
+    pub fn take_overflows(&mut self) -> u64 {
+        std::mem::take(&mut self.overflows)
+    }
+
+    fn is_taken(&self, place: usize) -> bool {
+        self.tags[place / WAYS][place % WAYS] != 0
+    }
+
+    fn find(&self, key: &Key, hash: u64) -> Option<usize> {
+        let (set, tag) = (set_of(hash), tag_of(hash));
+        let tags = self.tags.get(set)?;
+        (0..WAYS)
+            .find(|way| tags[*way] == tag && self.flows[set * WAYS + way].key == *key)
+            .map(|w| set * WAYS + w)
+    }
+
+    fn add(&mut self, parts: &Parts, hash: u64, egress: Egress, now: Seconds) {
+        let mut flow = Flow { key: parts.key, egress, last: now, state: State::Opening, ..Flow::NONE };
+        if let Some(tcp) = parts.tcp {
+            flow.sequence = tcp.end;
+            flow.see(parts, now);
+            // one packet is cheap to forge
+            flow.state = if flow.state == State::Open { State::Opening } else { flow.state };
+        }
+        // the end of a flow that we do not know opens none
+        if flow.counts() && self.put(flow, hash, now) {
+            self.count(egress, true);
+        }
+    }
+
+    fn set(&mut self, key: &Key, egress: Egress, now: Seconds) {
+        let hash = key.hash(self.seed);
+        match self.find(key, hash) {
+            Some(place) if self.flows[place].egress == egress => self.flows[place].last = now,
+            found => {
+                found.into_iter().for_each(|place| self.remove(place));
+                let flow = Flow { key: *key, egress, last: now, state: State::Opening, ..Flow::NONE };
+                if self.put(flow, hash, now) {
+                    self.count(egress, true);
+                }
+            }
+        }
+    }
+
+    /// Puts a flow where there is room, or where it can be made.
+    fn put(&mut self, flow: Flow, hash: u64, now: Seconds) -> bool {
+        let set = set_of(hash);
+        let free = self.tags[set].iter().position(|tag| *tag == 0);
+        let way = free.or_else(|| {
+            let worth = |way: &usize| {
+                let flow = &self.flows[set * WAYS + way];
+                let class = if flow.expired(now) {
+                    0
+                } else if flow.state == State::Open || flow.state == State::Reset {
+                    2
+                } else {
+                    1
+                };
+                (class, std::cmp::Reverse(flow.idle(now)))
+            };
+            (0..WAYS).min_by_key(worth)
+        });
+        let Some(way) = way else { return false };
+        let place = set * WAYS + way;
+        if free.is_none() {
+            let there = &self.flows[place];
+            if !there.expired(now) {
+                self.overflows += u64::from(there.counts());
+                if there.state == State::Open && there.idle(now) < IN_USE {
+                    return false;
+                }
+            }
+            self.remove(place);
+        }
+        self.tags[set][way] = tag_of(hash);
+        self.flows[place] = flow;
+        true
+    }
+
+    fn remove(&mut self, place: usize) {
+        let flow = self.flows[place];
+        self.tags[place / WAYS][place % WAYS] = 0;
+        if flow.counts() {
+            self.count(flow.egress, false);
+        }
+    }
+
+    fn count(&mut self, egress: Egress, more: bool) {
+        let at = self.counts.iter().position(|(e, _)| *e == egress).unwrap_or_else(|| {
+            self.counts.push((egress, 0));
+            self.counts.len() - 1
+        });
+        let count = &mut self.counts[at].1;
+        *count = if more { *count + 1 } else { count.saturating_sub(1) };
+    }
+}
+
+impl Flow {
+    /// Would hang without a word: a TCP flow under way.
+    fn is_to_be_reset(&self, now: Seconds) -> bool {
+        self.key.protocol() == transport::TCP
+            && self.key.has_ports()
+            && match self.state {
+                State::Open => true,
+                State::Closing => self.idle(now) <= CLOSED,
+                State::Opening | State::Ended | State::Reset => false,
+            }
+    }
+}
+
+fn set_of(hash: u64) -> usize {
+    hash as usize % SETS
+}
+
+/// Never 0.
+fn tag_of(hash: u64) -> u16 {
+    ((hash >> 48) as u16) | 1
+}
+
+fn elected(via: &[EgressVia], egress: Egress) -> bool {
+    // where flows are spread as well: a change of who else carries moves none
+    via.iter().any(|member| member.egress == egress)
+}
+
+/// The member that a flow between these addresses goes to: the one with the highest hash, so that the loss of one moves only
+/// its own (Thaler and Ravishankar, 1998). Nodes with the same members decide the same.
+pub fn rendezvous(via: &[EgressVia], addresses: impl FnOnce() -> (IpAddr, IpAddr)) -> Option<Egress> {
+    match via {
+        [] => None,
+        [one] => Some(one.egress),
+        many => {
+            let addresses = addresses();
+            let weight = |member: &&EgressVia| (key::weigh(member.key, addresses), member.key);
+            many.iter().max_by_key(weight).map(|member| member.egress)
+        }
+    }
+}

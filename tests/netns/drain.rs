@@ -1,0 +1,273 @@
+//! An egress node is taken out of use while it carries: nothing in progress is lost, and nothing is left to hang.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests run in real time and fail by panic"
+)]
+
+use lab::world::{WEB4, WEB6, wait_until};
+use lab::{Host, Lab, Net, Plan, Vm};
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// Three hosts; ph3 carries the Internet traffic of all, ph2 stands by.
+fn plan() -> Plan {
+    Plan::standard("", 3)
+        .each_net(|_, net| net.egress = vec!["ph3".into(), "ph2".into()])
+        .with("ph2", |host| host.offer("default", &["198.51.100.12"], 200))
+}
+
+fn start(plan: Plan) -> Lab {
+    let lab = Lab::start(plan).unwrap();
+    assert!(wait_until(SOON, || sees(&lab, "vm1") == "198.51.100.13"), "{}", sees(&lab, "vm1"));
+    lab
+}
+
+fn sees(lab: &Lab, vm: &str) -> String {
+    lab.web(vm, WEB4, None).unwrap_or_default()
+}
+
+fn ctl(lab: &Lab, host: &str, args: &[&str]) -> String {
+    let outcome = lab.ctl(host, args).unwrap();
+    assert!(outcome.ok(), "{args:?}: {}", outcome.text());
+    outcome.stdout
+}
+
+/// What a background tool of the lab printed so far.
+fn output(lab: &Lab, file: &str) -> String {
+    std::fs::read_to_string(lab.dir().join(file)).unwrap_or_default()
+}
+
+/// Starts a tool of the lab in a VM, its output in a file of its own.
+fn tool(lab: &mut Lab, vm: &str, file: &str, line: &str) {
+    let program = lab::node::tool().unwrap();
+    let path = lab.dir().join(file);
+    let script = format!("exec {} {line} >{} 2>&1", program.display(), path.display());
+    lab.spawn(vm, &["sh", "-c", &script]).unwrap();
+}
+
+fn finished(lab: &Lab, file: &str, word: &str, limit: Duration) -> String {
+    assert!(wait_until(limit, || output(lab, file).contains(word)), "{file}: {}", output(lab, file));
+    output(lab, file)
+}
+
+/// Fetches so many bytes at a bounded pace in the background; sum and size end up in the file.
+fn download(lab: &mut Lab, vm: &str, file: &str, bytes: u64, pace: &str) {
+    let path = lab.dir().join(file);
+    let script = format!(
+        "curl -sS --noproxy '*' -m 60 --limit-rate {pace} http://{WEB4}/bytes/{bytes} 2>{0}.err | sha256sum >{0}; echo done >>{0}",
+        path.display()
+    );
+    lab.spawn(vm, &["sh", "-c", &script]).unwrap();
+}
+
+fn sum_of(lab: &Lab, bytes: u64) -> String {
+    let made = lab.sh("inet", &format!("head -c {bytes} /dev/zero | tr '\\0' x | sha256sum")).unwrap();
+    made.stdout.split_whitespace().next().unwrap().to_owned()
+}
+
+fn state(lab: &Lab, host: &str) -> (String, u64) {
+    let answer = lab.ctl(host, &["--json", "egress"]).unwrap().json();
+    let list = answer["egress"][0]["candidates"].as_array().cloned().unwrap_or_default();
+    let one = list.iter().find(|c| c["node"] == "ph3").cloned().unwrap_or_default();
+    (one["state"].as_str().unwrap_or_default().to_owned(), one["flows"].as_u64().unwrap_or_default())
+}
+
+#[test]
+fn a_download_ends_whole_by_the_draining_node_while_new_connections_go_by_the_standby() {
+    let mut lab = start(plan());
+    let bytes = 40_000_000;
+    download(&mut lab, "vm1", "file", bytes, "4M");
+    assert!(wait_until(SOON, || state(&lab, "ph1").1 >= 1), "pinned: {:?}", state(&lab, "ph1"));
+    let wire = lab.capture("gw", "p-ph3", "tcp and host 192.0.2.80").unwrap();
+    let begun = Instant::now();
+    let told = ctl(&lab, "ph3", &["egress", "drain"]);
+    assert!(begun.elapsed() < Duration::from_secs(2), "it returns at once");
+    assert!(told.contains("draining") && !told.contains("warning"), "{told}");
+    assert!(wait_until(SOON, || sees(&lab, "vm1") == "198.51.100.12"), "{}", sees(&lab, "vm1"));
+    assert_eq!(sees(&lab, "vm2"), "198.51.100.12");
+    assert_eq!(state(&lab, "ph1").0, "draining");
+    assert!(lab.metric("ph1", "mesh_egress_pinned_flows", "node=\"ph3\"") >= 1.0, "{}", lab.metrics("ph1"));
+    let waited = ctl(&lab, "ph3", &["egress", "drain", "--wait"]);
+    assert!(waited.contains(" flows in progress\n") && waited.contains("drained"), "{waited}");
+    let file = finished(&lab, "file", "done", Duration::from_secs(30));
+    assert!(file.contains(&sum_of(&lab, bytes)), "{file}{}", output(&lab, "file.err"));
+    assert!(wire.stop().unwrap().lines.len() > 1000, "by the draining node to its end");
+    assert!(!lab.log("ph1").contains("flows_reset"), "{}", lab.log("ph1"));
+    assert!(wait_until(SOON, || state(&lab, "ph1").0 == "drained"), "{:?}", state(&lab, "ph1"));
+
+    // it stays so over a restart
+    assert!(ctl(&lab, "ph3", &["status"]).contains("egress resume"), "the remedy is told");
+    lab.stop_node("ph3").unwrap();
+    lab.start_node("ph3").unwrap();
+    lab.wait_connected(Duration::from_secs(10)).unwrap();
+    assert!(wait_until(SOON, || state(&lab, "ph1").0 == "drained"), "{:?}", state(&lab, "ph1"));
+    assert_eq!(sees(&lab, "vm1"), "198.51.100.12");
+}
+
+#[test]
+fn an_echo_through_a_drain_and_through_a_stop_loses_nothing() {
+    for how in ["drain", "stop"] {
+        // a machine that is busy elsewhere for 150 ms is taken for a dead one, and that is no matter of a drain
+        let lossless = (0..3).any(|_| {
+            let told = echo_through(how);
+            println!("{how}: {told}");
+            told.contains("lost 0,")
+        });
+        assert!(lossless, "{how}");
+    }
+}
+
+/// What an echo says that goes on while ph3 drains or stops.
+fn echo_through(how: &str) -> String {
+    let mut lab = start(plan());
+    tool(&mut lab, "vm1", "echo", &format!("echo {WEB4} 10"));
+    std::thread::sleep(Duration::from_secs(2));
+    if how == "drain" {
+        ctl(&lab, "ph3", &["egress", "drain", "--deadline", "2s", "--wait"]);
+    } else {
+        let took = lab.stop_node("ph3").unwrap();
+        println!("stop with a hand-over took {} ms", took.as_millis());
+        assert!(took > Duration::from_secs(4), "the echo never ends: the stop waits for its deadline");
+    }
+    let told = finished(&lab, "echo", "longest gap", Duration::from_secs(20));
+    assert_eq!(sees(&lab, "vm1"), "198.51.100.12");
+    told
+}
+
+#[test]
+fn a_connection_that_outlives_the_deadline_is_reset_at_once_on_both_sides() {
+    let mut lab = start(plan());
+    tool(&mut lab, "vm1", "held", &format!("hold {WEB4} 25"));
+    tool(&mut lab, "vm3", "own", &format!("hold {WEB4} 25"));
+    download(&mut lab, "vm2", "file", 400_000_000, "1M");
+    for file in ["held", "own"] {
+        finished(&lab, file, "connected", SOON);
+    }
+    assert!(wait_until(SOON, || state(&lab, "ph2").1 >= 1), "{:?}", state(&lab, "ph2"));
+    let begun = Instant::now();
+    ctl(&lab, "ph3", &["egress", "drain", "--deadline", "2s"]);
+    for file in ["held", "own"] {
+        let end = finished(&lab, file, "ended", Duration::from_secs(10));
+        assert!(end.contains("ended with ConnectionReset"), "{file}: {end}\n{}", lab.log("ph1"));
+        let took = begun.elapsed();
+        assert!(took > Duration::from_millis(1800) && took < Duration::from_secs(6), "{file}: {took:?}");
+    }
+    // the download as well, and what was sent into it
+    finished(&lab, "file", "done", Duration::from_secs(5));
+    assert!(output(&lab, "file.err").contains("reset"), "{}", output(&lab, "file.err"));
+    let resets = || lab.log("inet").matches("reset by peer").count();
+    assert!(wait_until(SOON, || resets() >= 3), "the servers: {}", lab.log("inet"));
+    for host in ["ph1", "ph2", "ph3"] {
+        assert!(wait_until(SOON, || lab.log(host).contains("flows_reset")), "{host}: {}", lab.log(host));
+    }
+    let deleted = || {
+        lab.sh(
+            "ph3",
+            "cat /proc/net/nf_conntrack 2>/dev/null | grep 192.0.2.80 | grep -c mark=1342177280 || true",
+        )
+        .unwrap()
+    };
+    assert!(wait_until(SOON, || ["", "0"].contains(&deleted().stdout.trim())), "{}", deleted().text());
+}
+
+#[test]
+fn resume_takes_new_flows_back_and_moves_none() {
+    // the preferred one takes over again as soon as it can
+    let mut lab = start(plan().each_net(|_, net| net.extra.push_str("egress_preempt = \"1s\"\n")));
+    ctl(&lab, "ph3", &["egress", "drain", "--deadline", "1s", "--wait"]);
+    assert!(wait_until(SOON, || sees(&lab, "vm1") == "198.51.100.12"), "{}", sees(&lab, "vm1"));
+    tool(&mut lab, "vm1", "echo", &format!("echo {WEB4} 6"));
+    tool(&mut lab, "vm1", "held", &format!("hold {WEB4} 8"));
+    finished(&lab, "held", "connected", SOON);
+    let wire = lab.capture("gw", "inet0", "udp port 5002 and src host 198.51.100.13").unwrap();
+    ctl(&lab, "ph3", &["egress", "resume"]);
+    assert!(wait_until(SOON, || sees(&lab, "vm1") == "198.51.100.13"), "{}", sees(&lab, "vm1"));
+    let told = finished(&lab, "echo", "longest gap", Duration::from_secs(15));
+    assert!(told.contains("lost 0,"), "{told}");
+    assert!(wire.stop().unwrap().lines.is_empty(), "the echo stays where it was");
+    let end = finished(&lab, "held", "ended", Duration::from_secs(15));
+    assert!(end.contains("WouldBlock"), "not reset: {end}");
+    assert_eq!(ctl(&lab, "ph3", &["egress", "resume"]).trim(), "egress of this node was in use already");
+}
+
+#[test]
+fn a_stop_is_fast_where_nothing_is_to_be_handed_over_or_nobody_could_take_it() {
+    let mut lab = start(plan());
+    // over, as conntrack has it, though it is still listed
+    assert_eq!(sees(&lab, "vm1"), "198.51.100.13");
+    let took = lab.stop_node("ph2").unwrap();
+    assert!(took < Duration::from_secs(3), "a standby that carries nothing: {took:?}");
+    tool(&mut lab, "vm1", "echo", &format!("echo {WEB4} 5"));
+    std::thread::sleep(Duration::from_secs(1));
+    let warned = ctl(&lab, "ph3", &["egress", "drain", "--deadline", "60s"]);
+    assert!(warned.contains("warning: no other node carries network default"), "{warned}");
+    assert!(ctl(&lab, "ph3", &["egress", "resume"]).contains("in use again"));
+    let took = lab.stop_node("ph3").unwrap();
+    assert!(took < Duration::from_secs(3), "nobody could take over: {took:?}");
+    let refused = lab.ctl("ph1", &["egress", "drain"]).unwrap();
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.text().contains("offers no egress"), "{}", refused.text());
+}
+
+#[test]
+fn a_second_signal_ends_the_hand_over() {
+    let mut lab = start(plan());
+    tool(&mut lab, "vm1", "echo", &format!("echo {WEB4} 6"));
+    std::thread::sleep(Duration::from_secs(1));
+    lab::command::signal(lab.pid("ph3").unwrap(), "TERM").unwrap();
+    assert!(wait_until(SOON, || lab.log("ph3").contains("egress_handover")), "{}", lab.log("ph3"));
+    let took = lab.stop_node("ph3").unwrap();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+#[test]
+fn the_answers_of_two_egress_nodes_at_once_find_their_vms_by_both_families() {
+    let plan = plan().with("ph3", |mut host| {
+        host.offers[0].snat = vec!["198.51.100.13".into(), "2001:db8:100::13".into()];
+        host
+    });
+    let plan = plan.with("ph2", |mut host| {
+        host.offers[0].snat = vec!["198.51.100.12".into(), "2001:db8:100::12".into()];
+        host
+    });
+    let mut lab = start(plan);
+    tool(&mut lab, "vm1", "first4", &format!("echo {WEB4} 6"));
+    tool(&mut lab, "vm1", "first6", &format!("echo {WEB6} 6"));
+    std::thread::sleep(Duration::from_secs(1));
+    ctl(&lab, "ph3", &["egress", "drain"]);
+    assert!(wait_until(SOON, || sees(&lab, "vm1") == "198.51.100.12"));
+    assert_eq!(lab.web("vm1", WEB6, None).as_deref(), Some("2001:db8:100::12"));
+    tool(&mut lab, "vm1", "second4", &format!("echo {WEB4} 2"));
+    tool(&mut lab, "vm1", "second6", &format!("echo {WEB6} 2"));
+    for file in ["second4", "second6", "first4", "first6"] {
+        let told = finished(&lab, file, "longest gap", Duration::from_secs(15));
+        assert!(told.contains("lost 0,"), "{file}: {told}");
+    }
+}
+
+#[test]
+fn the_draining_node_s_own_unmapped_vms_keep_their_flows() {
+    let mut plan = Plan::new("");
+    for i in 1..=2 {
+        let (host, four) = (format!("ph{i}"), format!("10.50.{i}"));
+        let net = Net::new("default", "vmnet1")
+            .subnet(&format!("{four}.1/24"), &format!("{four}.0/24"), &format!("{four}.0/24"))
+            .egress(&["ph2", "ph1"]);
+        let host = Host::new(&host).net(net).offer("default", &[&format!("198.51.100.1{i}")], 100);
+        let vm = Vm::new(&format!("vm{i}"), &format!("ph{i}"), "vmnet1", &format!("{four}.10/24"));
+        plan = plan.host(host).vm(vm);
+    }
+    let mut lab = Lab::start(plan).unwrap();
+    assert!(wait_until(SOON, || sees(&lab, "vm2") == "198.51.100.12"), "{}", sees(&lab, "vm2"));
+    tool(&mut lab, "vm2", "echo", &format!("echo {WEB4} 6"));
+    download(&mut lab, "vm2", "file", 8_000_000, "2M");
+    std::thread::sleep(Duration::from_secs(1));
+    ctl(&lab, "ph2", &["egress", "drain"]);
+    assert!(wait_until(SOON, || sees(&lab, "vm2") == "198.51.100.11"), "{}", sees(&lab, "vm2"));
+    let told = finished(&lab, "echo", "longest gap", Duration::from_secs(15));
+    assert!(told.contains("lost 0,"), "{told}");
+    let file = finished(&lab, "file", "done", Duration::from_secs(30));
+    assert!(file.contains(&sum_of(&lab, 8_000_000)), "{file}{}", output(&lab, "file.err"));
+}
