@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use super::event::{LocalNetwork, LocalNode};
+use super::host::lease::Term;
 use super::host::{HostAnnounced, HostEgress, HostNetwork, HostOut, HostState, MeshRoute, OwnEgress};
 use super::members::{FULL_MESH, Members};
 use super::rib::{self, Election};
@@ -47,6 +48,7 @@ pub fn host_state(
         uplinks: local.uplinks.clone(),
         connected: local.links.clone(),
         foreign_chains: local.foreign_chains,
+        lease_term: Term::new(local.probe),
     }
 }
 

@@ -106,6 +106,8 @@ pub struct Counts {
     pub handshakes: Handshakes,
     /// Changes from one egress node to another, by cause.
     pub egress_failovers: BTreeMap<(NetworkName, rib::FailoverCause), u64>,
+    /// Times that the lease of this node's own egress roles ran out.
+    pub leases_lost: u64,
     /// Records refused.
     pub records_refused: u64,
     /// The last reload was rejected.
@@ -240,6 +242,10 @@ impl Control {
                 }
             }
             Input::Liveness { conn, change } => self.liveness(conn, change),
+            Input::LeaseLost(pause) => {
+                self.counts.leases_lost += 1;
+                self.tell(Notice::LeaseLost { elapsed_ms: pause.as_millis() as u64 });
+            }
             Input::Wanted(ix) => {
                 if let Some(peer) =
                     self.members.name(ix).cloned().and_then(|n| self.members.peers.get_mut(&n))

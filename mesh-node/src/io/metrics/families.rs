@@ -243,6 +243,11 @@ fn egress(input: &MetricsInput) -> Vec<MetricFamily> {
             "Packets that this node, as egress node, passed back from the Internet to other nodes.",
             carried(|n| n.carried_receive.packets),
         ),
+        counter(
+            "mesh_egress_lease_lost_total",
+            "Times that this node did not run for so long that its kernel stopped to carry for other nodes.",
+            alone(input.leases_lost as f64),
+        ),
         gauge("mesh_egress_probe_success", "Whether the last probe of an egress was answered.", probes),
     ]
 }
