@@ -34,6 +34,17 @@ use crate::notice::Notice;
 /// Longest sleep without a session: nothing is missed, since every message wakes.
 const IDLE: Duration = Duration::from_secs(3600);
 
+/// Messages taken at once: a peer that floods us with probes must not keep ours, or the lease, from being sent in time.
+const BURST: usize = 256;
+
+/// Probes for another session than the one there is; the process has one thread that counts.
+static STRAY: AtomicU64 = AtomicU64::new(0);
+
+/// Probes that peers have sent for another session than theirs: forged, or of a session that has ended.
+pub fn stray_probes() -> u64 {
+    STRAY.load(Relaxed)
+}
+
 /// Between two tries to tell a full control loop.
 const RETRY: Duration = Duration::from_millis(5);
 
@@ -162,8 +173,9 @@ impl Thread {
             match self.messages.recv_timeout(self.next(now).saturating_duration_since(now)) {
                 Ok(message) => {
                     self.message(message);
-                    // all that has come meanwhile, before anybody is called silent
-                    while let Ok(message) = self.messages.try_recv() {
+                    // what has come meanwhile, before anybody is called silent
+                    for _ in 0..BURST {
+                        let Ok(message) = self.messages.try_recv() else { break };
                         self.message(message);
                     }
                 }
@@ -201,6 +213,10 @@ impl Thread {
                 let Some(tunnel) = self.sessions.get_mut(&conn) else { return };
                 let answering = || Session::answering(conn.0 as u32, &probe, at);
                 let session = tunnel.session.get_or_insert_with(answering);
+                if !session.is_for_us(&probe) {
+                    STRAY.fetch_add(1, Relaxed);
+                    return;
+                }
                 tunnel.untold = session.handle_probe(&probe, at).or(tunnel.untold);
                 if probe.state == State::AdminDown && !tunnel.ours {
                     tunnel.session = None;

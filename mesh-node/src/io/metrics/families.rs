@@ -64,6 +64,11 @@ fn node(input: &MetricsInput) -> Vec<MetricFamily> {
             "When a certificate that this node lives by ends: its own, and the one of the CA that vouches for it.",
             expiry,
         ),
+        counter(
+            "mesh_stray_probes_total",
+            "Probes of peers for another session than the one there is, dropped: forged, or late. Malformed ones are dropped packets with reason bad_frame.",
+            alone(input.stray_probes as f64),
+        ),
         gauge("mesh_revocations", "Revoked certificates known.", alone(input.revocations as f64)),
     ]
 }
