@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Lab, Plan, delay, demo, serve, world};
+use lab::{Lab, Plan, bench, delay, demo, serve, stream, world};
 
 #[derive(Parser)]
 #[command(version, about = "Virtual hypervisors in network namespaces, with the real mesh-node")]
@@ -44,6 +44,17 @@ enum Verb {
         /// How many bytes.
         bytes: u64,
     },
+    /// How long the Internet is away when an egress node fails: see benches/README.md.
+    BenchEgress(bench::Options),
+    /// Send a datagram each millisecond to a UDP echo and write down when each was sent and came back.
+    Stream {
+        /// Address of the echo.
+        to: String,
+        /// For how long.
+        milliseconds: u64,
+        /// Where to.
+        file: std::path::PathBuf,
+    },
     /// Send datagrams to a UDP echo.
     Udp {
         /// Address of the echo.
@@ -74,6 +85,10 @@ fn main() -> Result<()> {
         Verb::Serve => serve::serve(),
         Verb::Delay { one, other, milliseconds } => {
             delay::relay(&one, &other, std::time::Duration::from_millis(milliseconds))
+        }
+        Verb::BenchEgress(options) => bench::run(&options),
+        Verb::Stream { to, milliseconds, file } => {
+            stream::run(&to, std::time::Duration::from_millis(milliseconds), &file)
         }
         Verb::Send { to, bytes } => serve::send(&to, bytes),
         Verb::Udp { to, count, size, percent } => serve::datagrams(&to, count, size, percent),
