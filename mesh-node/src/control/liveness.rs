@@ -208,10 +208,9 @@ pub fn next_state(local: State, heard: State) -> State {
 }
 
 #[cfg(test)]
-mod table;
-
-#[cfg(test)]
 mod tests {
+    mod table;
+
     use proptest::prelude::*;
     use rand::rngs::SmallRng;
     use rand::{Rng as _, SeedableRng};

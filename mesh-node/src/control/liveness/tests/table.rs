@@ -6,7 +6,7 @@ use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use std::time::{Duration, Instant};
 
-use super::{Change, ProbeParams, Session};
+use super::super::{Change, ProbeParams, Session};
 
 const OURS: u32 = 7;
 const THEIRS: u32 = 9;
