@@ -41,8 +41,10 @@ impl Run {
             .map(|echoed| echoed.sent)
             .find(|sent| (event..=struck + 1_000_000_000).contains(sent));
         let strike = first.unwrap_or(event);
+        // lines that come often are held back by the log's limits: what lies outside the gap is of something else
+        let end = found.map_or(u64::MAX, |(_, at)| at);
         let notices: Vec<(u64, String)> =
-            log.lines().filter_map(notice).filter(|(at, _)| *at >= event).collect();
+            log.lines().filter_map(notice).filter(|(at, _)| (event..=end).contains(at)).collect();
         let elected = notices.iter().find(|(_, event)| event == "egress_elected").map(|(at, _)| *at);
         // what is not told as seen has been heard with its decision
         let seen = notices.iter().find(|(_, event)| DETECTED.contains(&event.as_str())).map(|(at, _)| *at);
