@@ -3,12 +3,13 @@
 # make check   format, lints, licences and bans
 # make lab     leave the demo's world running to play with; make lab-down removes it
 # make bench   benchmarks, see benches/README.md
+# make bench-egress   how long the Internet is away when an egress node fails (root, an hour; RUNS=10 for less)
 
 CARGO ?= cargo
 DENY_VERSION := 0.20.2
 ADVISORIES = $${CARGO_HOME:-$$HOME/.cargo}/advisory-dbs
 
-.PHONY: all build demo test check deny lab lab-down bench deps
+.PHONY: all build demo test check deny lab lab-down bench bench-egress deps
 
 all: build
 
@@ -54,3 +55,12 @@ deny:
 bench:
 	@tests/deps.sh bench
 	benches/throughput/bench.sh
+
+# RUNS of each scenario, ONLY some of them (power,freeze), and LOAD seconds of traffic without a failure.
+RUNS ?= 100
+ONLY ?=
+LOAD ?= 0
+bench-egress:
+	@tests/deps.sh bench
+	$(CARGO) build --release --workspace --locked --bins
+	target/release/mesh-lab bench-egress --runs $(RUNS) --load $(LOAD) $(if $(ONLY),--only $(ONLY))

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use mesh_node::control::host::lease::without_elements;
 use mesh_node::control::host::{
     HostAnnounced, HostEgress, HostNetwork, HostOut, HostState, MeshRoute, UNDERLAY_MARK, egress_mark,
 };
@@ -127,6 +128,7 @@ fn state() -> HostState {
             ("eth0".into(), "2001:db8::/64".parse().expect("prefix")),
         ],
         foreign_chains: Default::default(),
+        lease_term: Default::default(),
     }
 }
 
@@ -140,7 +142,8 @@ fn snapshot() -> String {
          ip neigh show proxy; cd /proc/sys/net; \
          grep -r . ipv4/conf/*/forwarding ipv4/conf/*/src_valid_mark ipv6/conf/*/force_forwarding \
          ipv6/conf/*/forwarding ipv6/conf/*/proxy_ndp ipv6/conf/*/accept_ra ipv4/ip_forward");
-    format!("{}\n{rest}", rules.join("\n"))
+    // nobody renews a lease here: it runs out
+    format!("{}\n{}", rules.join("\n"), without_elements(&rest))
 }
 
 /// Shows the lines that only one has.

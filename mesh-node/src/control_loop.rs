@@ -263,6 +263,7 @@ impl Loop {
                 Output::Publish { networks, tunnels } => self.publish(networks, &tunnels, wiring),
                 Output::SyncHost(state) => {
                     self.host_wanted += 1;
+                    wiring.prober.keep(state.lease());
                     wiring.host.send_replace((self.host_wanted, state));
                 }
                 Output::Dial { target, endpoint, expect } => {

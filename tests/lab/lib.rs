@@ -14,6 +14,7 @@
 //! [`serve`] is what answers at the other end. The netns tests and the `mesh-lab` binary use it.
 #![expect(clippy::disallowed_methods, reason = "the lab runs in real time")]
 
+pub mod bench;
 pub mod capture;
 pub mod command;
 pub mod delay;
@@ -23,6 +24,7 @@ pub mod prometheus;
 pub mod serve;
 pub mod spec;
 pub mod steady;
+pub mod stream;
 pub mod world;
 
 pub use capture::Capture;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Lab, Plan, delay, demo, serve, steady, world};
+use lab::{Lab, Plan, bench, delay, demo, serve, steady, stream, world};
 
 #[derive(Parser)]
 #[command(version, about = "Virtual hypervisors in network namespaces, with the real mesh-node")]
@@ -43,6 +43,17 @@ enum Verb {
         to: String,
         /// How many bytes.
         bytes: u64,
+    },
+    /// How long the Internet is away when an egress node fails: see benches/README.md.
+    BenchEgress(bench::Options),
+    /// Send a datagram each millisecond to a UDP echo and write down when each was sent and came back.
+    Stream {
+        /// Address of the echo.
+        to: String,
+        /// For how long.
+        milliseconds: u64,
+        /// Where to.
+        file: std::path::PathBuf,
     },
     /// Send datagrams to a UDP echo.
     Udp {
@@ -91,6 +102,10 @@ fn main() -> Result<()> {
         }
         Verb::Echo { to, seconds } => steady::echo(&to, seconds),
         Verb::Hold { to, seconds } => steady::hold(&to, seconds),
+        Verb::BenchEgress(options) => bench::run(&options),
+        Verb::Stream { to, milliseconds, file } => {
+            stream::run(&to, std::time::Duration::from_millis(milliseconds), &file)
+        }
         Verb::Send { to, bytes } => serve::send(&to, bytes),
         Verb::Udp { to, count, size, percent } => serve::datagrams(&to, count, size, percent),
     }

@@ -204,8 +204,13 @@ impl Lab {
 
     /// Stops a daemon politely; it has ten seconds. Gives how long it took.
     pub fn stop_node(&mut self, host: &str) -> Result<Duration> {
-        let start = Instant::now();
         command::signal(self.pid(host)?, "TERM")?;
+        self.ended(host)
+    }
+
+    /// Waits for the end of a daemon that has been told to stop. Gives how long it took.
+    pub fn ended(&mut self, host: &str) -> Result<Duration> {
+        let start = Instant::now();
         let Some(mut child) = self.nodes.0.remove(host) else { bail!("no node runs on {host}") };
         let mut status = None;
         let ended = wait_until(Duration::from_secs(10), || {

@@ -196,6 +196,8 @@ pub enum Input {
         /// What.
         change: Change,
     },
+    /// This node did not run for so long: meanwhile its kernel carried nothing for others.
+    LeaseLost(Duration),
     /// A packet wanted to go to a peer without a tunnel.
     Wanted(PeerIx),
     /// Addresses of the host have changed.

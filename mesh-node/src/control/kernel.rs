@@ -5,6 +5,7 @@ use mesh_proto::{NetworkName, NodeId, Prefix};
 use super::egress::Roles;
 use super::egress::election::Election;
 use super::event::{LocalNetwork, LocalNode};
+use super::host::lease::Term;
 use super::host::{HostAnnounced, HostEgress, HostNetwork, HostOut, HostState, MeshRoute, OwnEgress};
 use super::members::{FULL_MESH, Members};
 use super::rib;
@@ -43,6 +44,7 @@ pub fn host_state(local: &LocalNode, members: &Members, roles: &Roles) -> HostSt
         uplinks: local.uplinks.clone(),
         connected: local.links.clone(),
         foreign_chains: local.foreign_chains,
+        lease_term: Term::new(local.probe),
     }
 }
 

@@ -88,9 +88,14 @@ impl Session {
         self.params
     }
 
-    /// A probe from the peer. One that is meant for another session is ignored (RFC 5880 section 6.8.6).
+    /// Whether a probe is meant for this session, or for any (RFC 5880 section 6.8.6).
+    pub fn is_for_us(&self, probe: &Probe) -> bool {
+        [0, self.discriminator].contains(&probe.your_discriminator)
+    }
+
+    /// A probe from the peer. One that is meant for another session is ignored.
     pub fn handle_probe(&mut self, probe: &Probe, now: Instant) -> Option<Change> {
-        if ![0, self.discriminator].contains(&probe.your_discriminator) {
+        if !self.is_for_us(probe) {
             return None;
         }
         self.remote = Some(Remote {
@@ -204,6 +209,8 @@ pub fn next_state(local: State, heard: State) -> State {
 
 #[cfg(test)]
 mod tests {
+    mod table;
+
     use proptest::prelude::*;
     use rand::rngs::SmallRng;
     use rand::{Rng as _, SeedableRng};

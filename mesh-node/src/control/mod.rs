@@ -92,6 +92,8 @@ pub struct Counts {
     pub egress_failovers: BTreeMap<(NetworkName, FailoverCause), u64>,
     /// How long nobody carried a destination, each time.
     pub egress_outages: BTreeMap<NetworkName, Observed<{ OUTAGE_BUCKETS.len() }>>,
+    /// Times that the lease of this node's own egress roles ran out.
+    pub leases_lost: u64,
     /// Records refused.
     pub records_refused: u64,
     /// The last reload was rejected.
@@ -235,6 +237,10 @@ impl Control {
                 }
             }
             Input::Liveness { conn, change } => self.liveness(conn, change, now),
+            Input::LeaseLost(pause) => {
+                self.counts.leases_lost += 1;
+                self.tell(Notice::LeaseLost { elapsed_ms: pause.as_millis() as u64 });
+            }
             Input::Wanted(ix) => {
                 if let Some(peer) =
                     self.members.name(ix).cloned().and_then(|n| self.members.peers.get_mut(&n))

@@ -4,9 +4,11 @@
 //!
 //! ```text
 //!  reader task of a connection --Heard--> thread --probe--> quinn      (DATAGRAM frames, beside packets)
-//!  control loop ---Want, Forget-------->    |
-//!                                           +--Input::Liveness--> control loop
+//!  control loop ---Want, Keep---------->    |---renewal--> kernel    (see `control::host::lease`)
+//!                                           +--Input::Liveness, LeaseLost--> control loop
 //! ```
+//!
+//! The lease of this node's own egress roles is renewed here as well: it must end when our probes do.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,12 +23,27 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::mpsc;
 
+use super::host::lease::Renewals;
+use super::notices::tell;
 use super::quic::connection::Event;
 use crate::control::event::{ConnId, Input};
+use crate::control::host::lease::{Keeper, Lease};
 use crate::control::liveness::{Change, ProbeParams, Session};
+use crate::notice::Notice;
 
 /// Longest sleep without a session: nothing is missed, since every message wakes.
 const IDLE: Duration = Duration::from_secs(3600);
+
+/// Messages taken at once: a peer that floods us with probes must not keep ours, or the lease, from being sent in time.
+const BURST: usize = 256;
+
+/// Probes for another session than the one there is; the process has one thread that counts.
+static STRAY: AtomicU64 = AtomicU64::new(0);
+
+/// Probes that peers have sent for another session than theirs: forged, or of a session that has ended.
+pub fn stray_probes() -> u64 {
+    STRAY.load(Relaxed)
+}
 
 /// Between two tries to tell a full control loop.
 const RETRY: Duration = Duration::from_millis(5);
@@ -34,6 +51,7 @@ const RETRY: Duration = Duration::from_millis(5);
 enum Message {
     Open { conn: ConnId, connection: quinn::Connection, heard: Arc<Heard> },
     Want { wanted: BTreeMap<ConnId, ProbeParams> },
+    Keep { lease: Lease },
     Probed { conn: ConnId, probe: Probe, at: Instant },
     Close { conn: ConnId },
 }
@@ -70,8 +88,17 @@ impl Prober {
     /// Starts the thread; `prioritise` gives it the rank of a packet thread.
     pub fn start(events: mpsc::Sender<Event>, prioritise: fn()) -> std::io::Result<Self> {
         let (sender, messages) = channel();
-        let rng = SmallRng::seed_from_u64(super::chance());
-        let thread = Thread { messages, events, sessions: BTreeMap::new(), wanted: BTreeMap::new(), rng };
+        let thread = Thread {
+            messages,
+            events,
+            sessions: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            keeper: Keeper::new(Instant::now()),
+            renewals: Renewals::default(),
+            lease_untold: None,
+            renewal_failed: false,
+            rng: SmallRng::seed_from_u64(super::chance()),
+        };
         std::thread::Builder::new().name("mesh-live".to_owned()).spawn(move || {
             prioritise();
             thread.run();
@@ -92,6 +119,11 @@ impl Prober {
     /// All tunnels that are to be probed, and how.
     pub fn want(&self, wanted: BTreeMap<ConnId, ProbeParams>) {
         self.send(Message::Want { wanted });
+    }
+
+    /// The egress roles that the kernel is to go on with.
+    pub fn keep(&self, lease: Lease) {
+        self.send(Message::Keep { lease });
     }
 
     /// Takes a frame that is a probe; `false` if it is none. One that is malformed is none either, and is counted as a bad frame.
@@ -125,6 +157,12 @@ struct Thread {
     events: mpsc::Sender<Event>,
     sessions: BTreeMap<ConnId, Tunnel>,
     wanted: BTreeMap<ConnId, ProbeParams>,
+    keeper: Keeper,
+    renewals: Renewals,
+    /// A loss of the lease that has not been told yet.
+    lease_untold: Option<Duration>,
+    /// Told, and not to be told again before it works.
+    renewal_failed: bool,
     rng: SmallRng,
 }
 
@@ -135,14 +173,16 @@ impl Thread {
             match self.messages.recv_timeout(self.next(now).saturating_duration_since(now)) {
                 Ok(message) => {
                     self.message(message);
-                    // all that has come meanwhile, before anybody is called silent
-                    while let Ok(message) = self.messages.try_recv() {
+                    // what has come meanwhile, before anybody is called silent
+                    for _ in 0..BURST {
+                        let Ok(message) = self.messages.try_recv() else { break };
                         self.message(message);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            self.renew(Instant::now());
             self.due(Instant::now());
         }
     }
@@ -153,7 +193,8 @@ impl Thread {
             let session = tunnel.session.as_ref().map(Session::poll_timeout);
             retry.into_iter().chain(session).min()
         });
-        due.min().unwrap_or(now + IDLE)
+        let retry = self.lease_untold.map(|_| now + RETRY);
+        due.chain(self.keeper.poll_timeout()).chain(retry).min().unwrap_or(now + IDLE)
     }
 
     fn message(&mut self, message: Message) {
@@ -167,10 +208,15 @@ impl Thread {
                 self.wanted = wanted;
                 self.adapt();
             }
+            Message::Keep { lease } => self.keeper.keep(lease, Instant::now()),
             Message::Probed { conn, probe, at } => {
                 let Some(tunnel) = self.sessions.get_mut(&conn) else { return };
                 let answering = || Session::answering(conn.0 as u32, &probe, at);
                 let session = tunnel.session.get_or_insert_with(answering);
+                if !session.is_for_us(&probe) {
+                    STRAY.fetch_add(1, Relaxed);
+                    return;
+                }
                 tunnel.untold = session.handle_probe(&probe, at).or(tunnel.untold);
                 if probe.state == State::AdminDown && !tunnel.ours {
                     tunnel.session = None;
@@ -199,6 +245,27 @@ impl Thread {
                 }
                 None => {}
             }
+        }
+    }
+
+    fn renew(&mut self, now: Instant) {
+        if let Some(marks) = self.keeper.poll_renewal(now) {
+            match self.renewals.renew(marks) {
+                Ok(renewed) => {
+                    self.renewal_failed = false;
+                    self.lease_untold = self.keeper.handle_renewed(renewed, now).or(self.lease_untold);
+                }
+                Err(error) if !self.renewal_failed => {
+                    self.renewal_failed = true;
+                    tell(Notice::LeaseNotRenewed { error: error.to_string() });
+                }
+                Err(_) => {}
+            }
+        }
+        let Some(pause) = self.lease_untold.take() else { return };
+        let input = Input::LeaseLost(pause);
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(Event::Input(input)) {
+            self.lease_untold = Some(pause);
         }
     }
 

@@ -110,6 +110,8 @@ pub fn input(control: &Control, view: &View<'_>, counters: &Counters, kernel: &K
         handshake_failures: failures.into_iter().map(|(r, n)| (r.to_owned(), n)).collect(),
         socket_dropped: kernel.socket,
         records_refused: control.counts().records_refused,
+        stray_probes: super::liveness::stray_probes(),
+        leases_lost: control.counts().leases_lost,
         certificate_expiry: control.certificate_expiry(),
         revocations: 0,
     }

@@ -316,6 +316,19 @@ notices! {
         says "an egress node that flaps is held down";
         remedy "look at that node's uplink and the path to it; `mesh-ctl egress use` takes it all the same";
 
+    /// This node did not run for so long that the kernel stopped to carry for others, by itself: their nodes heard no probes, and
+    /// have moved their flows to a standby where there was one. It carries again.
+    LeaseLost { elapsed_ms: u64 }
+        is "lease_lost", Warn, Together;
+        says "egress was suspended: this node did not run";
+        remedy "look for what stopped it: a suspended or overloaded host, a debugger, swapping; `probe` in [node] says how long a pause is borne";
+
+    /// The kernel cannot be told that this node lives: it does not carry for others. It is tried again all the time.
+    LeaseNotRenewed { error: String }
+        is "lease_not_renewed", Error, Together;
+        says "egress for others is suspended: the lease cannot be renewed";
+        remedy "is the device lo up, and may the node send packets with a mark (CAP_NET_ADMIN)? see the error";
+
     /// The kernel refused a part of what it should have; it is tried again every two seconds.
     KernelFailed { error: String }
         is "kernel_failed", Warn, Each;

@@ -9,6 +9,7 @@ use mesh_proto::{NetworkName, Prefix};
 use crate::config::ForeignChains;
 
 pub mod foreign;
+pub mod lease;
 pub mod routes;
 pub mod rules;
 pub mod ruleset;
@@ -44,6 +45,8 @@ pub struct HostState {
     pub connected: Vec<(String, Prefix)>,
     /// What to do about others' chains that drop our traffic.
     pub foreign_chains: ForeignChains,
+    /// For how long the kernel carries for others without a sign of life of this daemon.
+    pub lease_term: lease::Term,
 }
 
 impl HostState {
@@ -68,6 +71,12 @@ impl HostState {
             }
         }
         found
+    }
+
+    /// The roles that end by themselves when nobody renews them.
+    pub fn lease(&self) -> lease::Lease {
+        let offering = self.networks.iter().filter(|network| network.offer.is_some());
+        lease::Lease { marks: offering.map(|n| egress_mark(n.slot)).collect(), term: self.lease_term }
     }
 
     /// Every device the outside is reached by: uplinks, and interfaces named for an egress.

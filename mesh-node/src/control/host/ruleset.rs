@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use mesh_proto::Prefix;
 
+use super::lease;
 use super::{HostEgress, HostNetwork, HostOut, HostState, MARK_MASK, egress_mark};
 use crate::forward::fib::Expose;
 
@@ -49,7 +50,7 @@ pub fn leaves_locally(state: &HostState, destination: IpAddr) -> bool {
 fn write_table(out: &mut String, state: &HostState) -> std::fmt::Result {
     out.push_str(&removal());
     writeln!(out, "table {TABLE} {{")?;
-    for name in ["refused", "spoofed", "redirects", "no_egress"] {
+    for name in ["refused", "spoofed", "redirects", "no_egress", "no_lease"] {
         writeln!(out, "\tcounter {name} {{ }}")?;
     }
     for v4 in [true, false] {
@@ -61,6 +62,11 @@ fn write_table(out: &mut String, state: &HostState) -> std::fmt::Result {
         let announced = state.networks.iter().flat_map(|n| &n.announced).map(|a| a.prefix);
         let announced = announced.filter(|prefix| prefix.is_v4() == v4);
         write_set(out, &format!("all{number}"), v4, all.iter().map(|r| r.prefix).chain(announced).collect())?;
+    }
+    let held = state.lease();
+    if !held.marks.is_empty() {
+        lease::write_set(out, &held)?;
+        chain(out, "renew", "filter hook output priority raw - 5", |lines| lease::renew_lines(lines, &held))?;
     }
     for network in state.networks.iter().filter(|network| !network.own.sources.is_empty()) {
         own_chain(out, network)?;
@@ -207,6 +213,7 @@ fn reply_line(network: &HostNetwork) -> String {
 fn forward_lines(lines: &mut Vec<String>, state: &HostState) {
     for network in &state.networks {
         let tun = quoted(&network.tun);
+        lease::forward_lines(lines, network, &tun);
         // `rt mtu` takes the smaller of both directions' routes: one rule each way clamps SYN and SYN-ACK.
         for side in ["oifname", "iifname"] {
             lines.push(format!("{side} {tun} tcp flags syn tcp option maxseg size set rt mtu"));

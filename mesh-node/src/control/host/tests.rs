@@ -75,6 +75,7 @@ fn state() -> HostState {
         uplinks: vec!["eth0".into()],
         connected: vec![("eth0".into(), p("203.0.113.0/24"))],
         foreign_chains: Default::default(),
+        lease_term: Default::default(),
     }
 }
 
@@ -196,6 +197,28 @@ fn the_ruleset_holds_marks_clamps_guards_and_nat() {
         assert!(text.contains(line), "{line}\nis not in\n{text}");
     }
     assert!(!text.contains("203.0.113.14, "), "announced prefixes are not guarded against:\n{text}");
+}
+
+#[test]
+fn what_is_carried_for_others_needs_a_lease_and_nothing_else_does() {
+    let mut state = state();
+    let text = ruleset(&state);
+    for line in [
+        "set lease { type mark; flags dynamic,timeout; size 256; elements = { 0x50000000 timeout 187ms }; }",
+        "meta mark { 0x50000000 } meta mark @lease update @lease { meta mark timeout 187ms } drop",
+        "iifname \"mesh0\" meta mark & 0xff000000 == 0x50000000 meta mark & 0xff000000 != @lease counter name no_lease drop",
+        "oifname \"mesh0\" meta mark & 0xff000000 == 0x50000000 meta mark & 0xff000000 != @lease counter name no_lease drop",
+    ] {
+        assert!(text.contains(line), "{line}\nis not in\n{text}");
+    }
+    assert_eq!(
+        text.matches("counter name no_lease").count(),
+        2,
+        "blue leaves for its own VMs alone:\n{text}"
+    );
+    state.networks[0].offer = None;
+    let text = ruleset(&state);
+    assert!(!text.contains("@lease") && state.lease().marks.is_empty(), "{text}");
 }
 
 #[test]

@@ -22,6 +22,7 @@ use crate::notice::Notice;
 pub mod addresses;
 pub mod conntrack;
 pub mod flows;
+pub mod lease;
 pub mod links;
 pub mod lookup;
 mod nft;

@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::HostError;
+use crate::control::host::lease::without_elements;
 
 /// Long enough for a table of thousands of elements on a busy host, short enough for a stop.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,9 +47,10 @@ pub(super) async fn apply(text: &str) -> Result<(), HostError> {
     run(&["-f", "-"], text).await.map(drop)
 }
 
-/// Our table as nft prints it, without counters; `None` if it is not there.
+/// Our table as nft prints it, without counters and what runs out by itself; `None` if it is not there.
 pub(super) async fn own_table() -> Option<String> {
-    run(&["-s", "list", "table", "inet", "mesh"], "").await.ok()
+    let listing = run(&["-s", "list", "table", "inet", "mesh"], "").await.ok()?;
+    Some(without_elements(&listing))
 }
 
 /// Everybody's tables as JSON.

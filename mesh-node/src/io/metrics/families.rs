@@ -64,6 +64,11 @@ fn node(input: &MetricsInput) -> Vec<MetricFamily> {
             "When a certificate that this node lives by ends: its own, and the one of the CA that vouches for it.",
             expiry,
         ),
+        counter(
+            "mesh_stray_probes_total",
+            "Probes of peers for another session than the one there is, dropped: forged, or late. Malformed ones are dropped packets with reason bad_frame.",
+            alone(input.stray_probes as f64),
+        ),
         gauge("mesh_revocations", "Revoked certificates known.", alone(input.revocations as f64)),
     ]
 }
@@ -261,6 +266,11 @@ fn egress(input: &MetricsInput) -> Vec<MetricFamily> {
             "mesh_egress_carried_receive_packets_total",
             "Packets that this node, as egress node, passed back from the Internet to other nodes.",
             carried(|n| n.carried_receive.packets),
+        ),
+        counter(
+            "mesh_egress_lease_lost_total",
+            "Times that this node did not run for so long that its kernel stopped to carry for other nodes.",
+            alone(input.leases_lost as f64),
         ),
         gauge("mesh_egress_probe_success", "Whether the last probe of an egress was answered.", probes),
     ]

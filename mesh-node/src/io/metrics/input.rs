@@ -29,6 +29,10 @@ pub struct MetricsInput {
     pub handshakes: Durations,
     /// Records of nodes that were not accepted.
     pub records_refused: u64,
+    /// Probes of peers for another session.
+    pub stray_probes: u64,
+    /// Times that the lease of own egress roles ran out.
+    pub leases_lost: u64,
     /// Datagrams that the kernel dropped at the UDP socket.
     pub socket_dropped: u64,
     /// Target of a probe, and whether the last one was answered.

@@ -80,6 +80,8 @@ fn names_and_labels_are_the_operator_s_contract() {
         "mesh_egress_active{network=\"default\",node=\"ph2\"} 1",
         "mesh_egress_failovers_total{network=\"default\",cause=\"tunnel\"} 0",
         "mesh_egress_failover_duration_seconds_bucket{network=\"default\",le=\"0.2\"} 1",
+        "mesh_egress_lease_lost_total 0",
+        "mesh_stray_probes_total 0",
         "mesh_egress_probe_success{target=\"192.0.2.1\"} 1",
         "mesh_certificate_expiry_timestamp_seconds{role=\"node\"} 1790000000",
         "mesh_revocations 0",

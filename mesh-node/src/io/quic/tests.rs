@@ -17,6 +17,8 @@ use super::tls::Credentials;
 use super::{datagram, endpoint};
 use crate::control::event::{Input, Reason, Target};
 
+mod probes;
+
 const DAY: i64 = 86_400;
 
 fn unix() -> i64 {

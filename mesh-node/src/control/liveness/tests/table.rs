@@ -1,0 +1,168 @@
+//! Every state of a session with everything that can happen to it.
+
+use mesh_proto::liveness::State::{self, AdminDown, Down, Init, Up};
+use mesh_proto::liveness::{Diagnostic, Probe};
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+use std::time::{Duration, Instant};
+
+use super::super::{Change, ProbeParams, Session};
+
+const OURS: u32 = 7;
+const THEIRS: u32 = 9;
+const MS: Duration = Duration::from_millis(1);
+
+/// All that can happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    /// A probe for this session, with the sender's state.
+    Probe(State),
+    /// The same, of a sender that does not know our number yet.
+    Nameless(State),
+    /// The same, for another session.
+    Stray(State),
+    Traffic,
+    /// A look at the clock, before the detection time is over.
+    Early,
+    /// And after.
+    Late,
+    Transmit,
+    Farewell,
+}
+
+const EVENTS: [Event; 15] = [
+    Event::Probe(AdminDown),
+    Event::Probe(Down),
+    Event::Probe(Init),
+    Event::Probe(Up),
+    Event::Nameless(AdminDown),
+    Event::Nameless(Down),
+    Event::Stray(AdminDown),
+    Event::Stray(Down),
+    Event::Stray(Init),
+    Event::Stray(Up),
+    Event::Traffic,
+    Event::Early,
+    Event::Late,
+    Event::Transmit,
+    Event::Farewell,
+];
+
+fn probe(state: State, to: u32) -> Probe {
+    Probe {
+        state,
+        diagnostic: Diagnostic::None,
+        multiplier: 3,
+        my_discriminator: THEIRS,
+        your_discriminator: to,
+        desired_min_tx_us: 50_000,
+        required_min_rx_us: 50_000,
+    }
+}
+
+/// A session that came to this state on the way that peers take.
+fn session(state: State, now: Instant) -> Session {
+    let mut session = Session::new(OURS, ProbeParams::DEFAULT, now);
+    let heard: &[State] = match state {
+        Down => &[],
+        Init => &[Down],
+        Up => &[Down, Init],
+        AdminDown => {
+            session.farewell();
+            &[]
+        }
+    };
+    for heard in heard {
+        session.handle_probe(&probe(*heard, OURS), now);
+    }
+    assert_eq!(session.state(), state);
+    session
+}
+
+/// What is told, in one word.
+fn word(change: Option<Change>) -> &'static str {
+    match change {
+        None => "",
+        Some(Change::Alive) => "alive",
+        Some(Change::Silent(_)) => "silent",
+        Some(Change::Unknown) => "unknown",
+    }
+}
+
+fn happen(session: &mut Session, event: Event, start: Instant) -> Option<Change> {
+    let now = start + 10 * MS;
+    match event {
+        Event::Probe(state) => session.handle_probe(&probe(state, OURS), now),
+        Event::Nameless(state) => session.handle_probe(&probe(state, 0), now),
+        Event::Stray(state) => session.handle_probe(&probe(state, OURS + 1), now),
+        Event::Traffic => {
+            session.handle_traffic(now);
+            None
+        }
+        Event::Early => session.handle_timeout(start + 149 * MS),
+        Event::Late => session.handle_timeout(start + 150 * MS),
+        Event::Transmit => {
+            assert!(session.poll_transmit(now, &mut SmallRng::seed_from_u64(1)).is_some());
+            None
+        }
+        Event::Farewell => {
+            assert_eq!(session.farewell().state, AdminDown);
+            None
+        }
+    }
+}
+
+/// Where each state goes, and what is told. A line says nothing of events that change nothing and tell nothing.
+fn expected(state: State, event: Event) -> (State, &'static str) {
+    use Event::{Farewell, Late, Nameless, Probe};
+    match (state, event) {
+        // who has taken leave does not come back
+        (AdminDown, _) => (AdminDown, ""),
+        (_, Farewell) => (AdminDown, ""),
+        (Down, Probe(Down) | Nameless(Down)) => (Init, ""),
+        (Down, Probe(Init)) => (Up, "alive"),
+        (Init, Probe(Init | Up)) => (Up, "alive"),
+        (Init, Probe(AdminDown) | Nameless(AdminDown) | Late) => (Down, ""),
+        (Up, Probe(Down) | Nameless(Down)) => (Down, "silent"),
+        (Up, Probe(AdminDown) | Nameless(AdminDown)) => (Down, "unknown"),
+        (Up, Late) => (Down, "silent"),
+        _ => (state, ""),
+    }
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an arbitrary origin of virtual time")]
+fn every_state_and_every_event() {
+    let start = Instant::now();
+    for state in State::ALL {
+        for event in EVENTS {
+            let mut session = session(state, start);
+            let told = word(happen(&mut session, event, start));
+            assert_eq!((session.state(), told), expected(state, event), "{state:?}, {event:?}");
+        }
+    }
+}
+
+/// A change of state is news for the other side at once; and what is not for us does not even count as life.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an arbitrary origin of virtual time")]
+fn a_change_is_sent_at_once_and_a_stray_probe_keeps_nobody_alive() {
+    let start = Instant::now();
+    for state in State::ALL {
+        for event in EVENTS.into_iter().filter(|event| *event != Event::Transmit) {
+            let mut session = session(state, start);
+            while session.poll_transmit(start, &mut SmallRng::seed_from_u64(1)).is_some() {}
+            happen(&mut session, event, start);
+            let now = start + if event == Event::Late { 150 * MS } else { 10 * MS };
+            let sends = session.poll_transmit(now, &mut SmallRng::seed_from_u64(1)).is_some();
+            // a farewell is sent by whoever asks for it; after 150 ms one is due in any case
+            let due = event == Event::Late || session.state() != state && event != Event::Farewell;
+            assert_eq!(sends, due, "{state:?}, {event:?}");
+        }
+    }
+    for heard in State::ALL {
+        let mut session = session(Up, start);
+        session.handle_probe(&probe(heard, OURS + 1), start + 100 * MS);
+        assert!(session.handle_timeout(start + 150 * MS).is_some(), "{heard:?}");
+    }
+}

@@ -1,0 +1,126 @@
+//! A peer that is let in, and sends probes that it should not.
+
+use bytes::Bytes;
+use mesh_proto::frame::{FrameHeader, probe_frame};
+use mesh_proto::liveness::{Diagnostic, Probe, State};
+use quinn::Connection;
+
+use super::*;
+use crate::control::event::ConnId;
+use crate::control::liveness::{Change, ProbeParams};
+use crate::io::liveness::{Prober, stray_probes};
+use crate::io::quic::aside::Aside;
+
+/// Our number of the session: the connection's.
+const OURS: u32 = 7;
+
+fn probe(state: State, to: u32) -> Probe {
+    Probe {
+        state,
+        diagnostic: Diagnostic::None,
+        multiplier: 3,
+        my_discriminator: 9,
+        your_discriminator: to,
+        desired_min_tx_us: 50_000,
+        required_min_rx_us: 50_000,
+    }
+}
+
+/// Both ends of a tunnel: a peer that does what it likes, and ours with its node.
+async fn tunnel() -> (Connection, Connection, (Node, Node)) {
+    let ca = ca("lab");
+    let (a, mut b) = (Spec::good("ph1", &ca).start(), Spec::good("ph2", &ca).start());
+    let theirs = raw(&b, Some(&a)).await;
+    let (mut send, recv) = theirs.open_bi().await.unwrap();
+    send.write_all(&Message::Hello(a.context.hello.clone()).encode()).await.unwrap();
+    let Event::Up { connection, .. } = b.event().await else { panic!("no tunnel") };
+    // their end of the control stream stays open
+    std::mem::forget((send, recv));
+    (theirs, connection, (a, b))
+}
+
+/// What the control loop is told within so long.
+async fn told(events: &mut mpsc::Receiver<Event>, within: Duration) -> Option<Change> {
+    match tokio::time::timeout(within, events.recv()).await.ok()?? {
+        Event::Input(Input::Liveness { change, .. }) => Some(change),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn probes_for_another_session_are_counted_and_are_no_probes_of_this_one() {
+    let (_theirs, ours, _nodes) = tunnel().await;
+    let (events_tx, mut events) = mpsc::channel(16);
+    let prober = Prober::start(events_tx, || {}).unwrap();
+    let conn = ConnId(u64::from(OURS));
+    let aside = Aside::new(conn, prober.clone());
+    prober.open(conn, ours.clone(), aside.heard.clone());
+    let patient = ProbeParams { interval: Duration::from_millis(200), multiplier: 3 };
+    prober.want([(conn, patient)].into());
+    let take = |probe: Probe| {
+        assert!(aside.took(&ours, &Bytes::copy_from_slice(&probe_frame(&probe.encode()))));
+    };
+    take(probe(State::Down, OURS));
+    take(probe(State::Init, OURS));
+    assert_eq!(told(&mut events, Duration::from_secs(5)).await, Some(Change::Alive));
+    let before = stray_probes();
+    for state in State::ALL {
+        take(probe(state, OURS + 1));
+    }
+    let mut passed = Duration::ZERO;
+    let silent = loop {
+        // they answer nothing; that a frame has come at all is noted by who reads the connection
+        take(probe(State::Up, OURS + 1));
+        passed += Duration::from_millis(50);
+        if let Some(change) = told(&mut events, Duration::from_millis(50)).await {
+            break change;
+        }
+        assert!(passed < Duration::from_secs(5), "they keep a silent peer alive");
+    };
+    assert!(matches!(silent, Change::Silent(for_) if for_ >= Duration::from_millis(600)), "{silent:?}");
+    assert!(stray_probes() >= before + 5);
+}
+
+#[tokio::test]
+async fn a_malformed_probe_is_left_to_the_packet_path_which_counts_it_as_a_bad_frame() {
+    let (_theirs, ours, _nodes) = tunnel().await;
+    let (events_tx, mut events) = mpsc::channel(16);
+    let prober = Prober::start(events_tx, || {}).unwrap();
+    let aside = Aside::new(ConnId(1), prober.clone());
+    prober.open(ConnId(1), ours.clone(), aside.heard.clone());
+    let good = probe_frame(&probe(State::Down, 0).encode());
+    let mut cases: Vec<Vec<u8>> =
+        vec![good[..good.len() - 1].to_vec(), [&good[..], &[0]].concat(), vec![0, 8, 1]];
+    // version, flags, multiplier, length, the sender's number
+    for (at, value) in [(2, 0x40), (3, 0x41), (4, 0), (5, 25), (0, 1)] {
+        let mut bytes = good.to_vec();
+        bytes[at] = value;
+        cases.push(bytes);
+    }
+    let mut nobody = good.to_vec();
+    nobody[6..10].fill(0);
+    cases.push(nobody);
+    for frame in cases {
+        assert!(!aside.took(&ours, &Bytes::copy_from_slice(&frame)), "{frame:02x?}");
+        assert!(FrameHeader::decode(&frame).is_err(), "counted as bad_frame: {frame:02x?}");
+    }
+    assert_eq!(told(&mut events, Duration::from_millis(300)).await, None);
+}
+
+#[tokio::test]
+async fn a_peer_that_probes_us_unasked_is_answered_and_a_flood_of_it_stops_nobody() {
+    let (theirs, ours, _nodes) = tunnel().await;
+    let (events_tx, _events) = mpsc::channel(16);
+    let prober = Prober::start(events_tx, || {}).unwrap();
+    let aside = Aside::new(ConnId(u64::from(OURS)), prober.clone());
+    prober.open(ConnId(u64::from(OURS)), ours.clone(), aside.heard.clone());
+    let frame = Bytes::copy_from_slice(&probe_frame(&probe(State::Down, 0).encode()));
+    for _ in 0..20_000 {
+        assert!(aside.took(&ours, &frame));
+    }
+    let answered = tokio::time::timeout(Duration::from_secs(5), theirs.read_datagram()).await;
+    let answer = answered.unwrap().unwrap();
+    let answer = Probe::decode(mesh_proto::frame::probe(&answer).unwrap()).unwrap();
+    assert_eq!((answer.state, answer.your_discriminator), (State::Init, 9));
+    assert_eq!(answer.my_discriminator, OURS);
+}
