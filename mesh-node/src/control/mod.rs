@@ -107,6 +107,7 @@ impl Default for Counts {
             handshakes: Observed::new(HANDSHAKE_BUCKETS),
             egress_failovers: BTreeMap::new(),
             egress_outages: BTreeMap::new(),
+            leases_lost: 0,
             records_refused: 0,
             reload_failed: false,
         }
