@@ -52,7 +52,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("control", &["forward", "control", "config", "notice"]),
     ("config", &["forward", "config"]),
     ("io", &["forward", "control", "config", "notice", "io", "tunnel"]),
-    ("packet_loop", &["forward", "notice", "io", "tunnel", "packet_loop"]),
+    ("packet_loop", &["forward", "config", "notice", "io", "tunnel", "packet_loop"]),
     (
         "control_loop",
         &["forward", "control", "config", "notice", "io", "tunnel", "packet_loop", "control_loop"],

@@ -6,7 +6,7 @@ use mesh_proto::api;
 use serde_json::Value;
 
 /// Fits a terminal beside another, and a mail.
-const WIDTH: usize = 100;
+pub(crate) const WIDTH: usize = 100;
 
 /// The last column keeps at least this much, so that reasons and lists stay readable ...
 const LEAST_LAST: usize = 24;
@@ -18,7 +18,7 @@ const LEAST_LAST_OF_ALL: usize = 12;
 const LEAST: usize = 8;
 
 /// Text from the mesh must not steer the terminal.
-fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
@@ -34,7 +34,7 @@ fn join<T: ToString>(values: &[T]) -> String {
 }
 
 /// Words in lines of at most `width`; a longer word has a line of its own.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         let Some(line) = lines.last_mut() else { break };
@@ -70,7 +70,7 @@ fn fold(text: &str, width: usize) -> Vec<String> {
 
 /// Whether a table's rows may take several lines.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Rows {
+pub(crate) enum Rows {
     Folded,
     OneLine,
 }
@@ -94,7 +94,7 @@ fn fit<const N: usize>(header: [&str; N], natural: [usize; N], words: [usize; N]
     widths
 }
 
-fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], how: Rows) -> String {
+pub(crate) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], how: Rows) -> String {
     let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| clean(cell))).collect();
     let mut widths = header.map(str::len);
     for row in &rows {
@@ -125,7 +125,7 @@ fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], how: Rows) -> 
 }
 
 /// `key: value` lines, the values aligned.
-fn list(entries: &[(&str, String)]) -> String {
+pub(crate) fn list(entries: &[(&str, String)]) -> String {
     let width = entries.iter().map(|(key, _)| key.len() + 1).max().unwrap_or(0);
     let mut out = String::new();
     for (key, value) in entries {
@@ -137,7 +137,7 @@ fn list(entries: &[(&str, String)]) -> String {
     out
 }
 
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     let mut value = count as f64;
     let mut unit = "B";
     for larger in ["KiB", "MiB", "GiB", "TiB", "PiB"] {
@@ -150,7 +150,7 @@ fn bytes(count: u64) -> String {
     if unit == "B" { format!("{count} B") } else { format!("{value:.1} {unit}") }
 }
 
-fn rtt(seconds: Option<f64>) -> String {
+pub(crate) fn rtt(seconds: Option<f64>) -> String {
     seconds.map_or_else(|| "-".into(), |s| format!("{:.2} ms", s * 1000.0))
 }
 
@@ -548,6 +548,7 @@ mod tests {
                 certificate_expires: "2027-01-01T00:00:00Z".into(),
                 peers_up: 1,
                 peers_down: 1,
+                performance: None,
             },
             false,
         );

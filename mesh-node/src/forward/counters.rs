@@ -165,6 +165,7 @@ struct WorkerCounts {
     superpackets: Count,
     batches: Count,
     busy_nanos: Count,
+    waited_nanos: Count,
 }
 
 /// One batch of a worker.
@@ -192,6 +193,7 @@ impl WorkerCounts {
             superpackets: self.superpackets.read(),
             batches: self.batches.read(),
             busy: Duration::from_nanos(self.busy_nanos.read()),
+            waited: Duration::from_nanos(self.waited_nanos.read()),
         }
     }
 }
@@ -284,6 +286,13 @@ impl Counters {
     pub fn batch(&self, worker: Worker, batch: Batch) {
         if let Some(worker) = self.worker(worker) {
             worker.add(batch);
+        }
+    }
+
+    /// Counts time, part of a batch's, that a full tunnel was waited for.
+    pub fn waited(&self, worker: Worker, time: Duration) {
+        if let Some(worker) = self.worker(worker) {
+            worker.waited_nanos.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
         }
     }
 
@@ -395,6 +404,8 @@ pub struct WorkerSnapshot {
     pub batches: u64,
     /// Time spent on them.
     pub busy: Duration,
+    /// Of it, time that a full tunnel was waited for.
+    pub waited: Duration,
 }
 
 #[cfg(test)]
@@ -414,6 +425,7 @@ mod tests {
         let batch = Batch { packets: 5, superpackets: 1, busy: Duration::from_micros(7) };
         counters.batch(Worker::Outbound(NetworkIx(63)), batch);
         counters.batch(Worker::Outbound(NetworkIx(63)), batch);
+        counters.waited(Worker::Outbound(NetworkIx(63)), Duration::from_micros(3));
         let read = counters.snapshot();
         let dropped: Vec<_> = read.inbound.dropped.iter().filter(|(_, n)| *n > 0).collect();
         assert_eq!(dropped, [&(DropReason::SourceNotOwned, 2)]);
@@ -424,6 +436,7 @@ mod tests {
         assert_eq!(read.network(NetworkIx(255)), NetworkSnapshot::default());
         let worker = read.worker(Worker::Outbound(NetworkIx(63)));
         assert_eq!((worker.packets, worker.batches, worker.busy), (10, 2, Duration::from_micros(14)));
+        assert_eq!(worker.waited, Duration::from_micros(3));
         assert_eq!(read.worker(Worker::Inbound), WorkerSnapshot::default());
     }
 
