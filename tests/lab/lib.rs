@@ -22,6 +22,7 @@ pub mod node;
 pub mod prometheus;
 pub mod serve;
 pub mod spec;
+pub mod train;
 pub mod world;
 
 pub use capture::Capture;

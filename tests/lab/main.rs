@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Lab, Plan, delay, demo, serve, world};
+use lab::{Lab, Plan, delay, demo, serve, train, world};
 
 #[derive(Parser)]
 #[command(version, about = "Virtual hypervisors in network namespaces, with the real mesh-node")]
@@ -58,6 +58,15 @@ enum Verb {
         #[arg(long, default_value_t = 98)]
         percent: u32,
     },
+    /// Send trains of datagrams, each train in one call, to a UDP echo and compare checksums.
+    Trains {
+        /// Address of the echo.
+        to: String,
+        /// How many.
+        count: u32,
+        /// Payload size of each datagram.
+        size: usize,
+    },
 }
 
 fn main() -> Result<()> {
@@ -77,5 +86,6 @@ fn main() -> Result<()> {
         }
         Verb::Send { to, bytes } => serve::send(&to, bytes),
         Verb::Udp { to, count, size, percent } => serve::datagrams(&to, count, size, percent),
+        Verb::Trains { to, count, size } => train::trains(&to, count, size),
     }
 }

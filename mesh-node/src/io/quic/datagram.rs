@@ -33,7 +33,7 @@ use crate::tunnel::{Carrier, InBatch, OutBatch, Sent, Tunnel};
 pub const SEND_BUFFER: usize = 320 * 1024;
 
 /// What quinn may hold until the reader task runs. Beyond it quinn drops the oldest.
-pub const RECEIVE_BUFFER: usize = 2 * 1024 * 1024;
+const RECEIVE_BUFFER: usize = 2 * 1024 * 1024;
 
 /// Bytes in flight: 10 Gb/s at a round trip of 50 ms. See [`CarriedControl`].
 const WINDOW: u64 = 64 * 1024 * 1024;
@@ -46,7 +46,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 const NAP: Duration = Duration::from_micros(200);
 
 /// Most frames the reader task hands over at once.
-pub const MAX_BATCH: usize = 256;
+const MAX_BATCH: usize = 256;
 
 /// Batches that may wait for the inbound thread: with full ones of 1,500 bytes, 3 MB.
 pub const QUEUED_BATCHES: usize = 8;
