@@ -7,7 +7,7 @@ use mesh_proto::api::{Pace, Performance, Queue, TunOffloads, WorkerPace};
 use crate::show::{Rows, WIDTH, bytes, clean, list, rtt, table, wrap};
 
 fn share(value: f64) -> String {
-    format!("{:.0} %", value * 100.0)
+    format!("{:.0}%", value * 100.0)
 }
 
 fn figure(value: Option<f64>) -> String {
@@ -146,7 +146,7 @@ mod tests {
         let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part}: {text}"));
         assert!(at("- word") < at("WORKER") && at("WORKER") < at("QUEUE"));
         assert!(text.contains("csum, tso, no uso") && text.contains("no gso, no gro"), "{text}");
-        assert!(text.contains("123.5") && text.contains("100 %") && text.contains("12 %"), "{text}");
+        assert!(text.contains("123.5") && text.contains("100%") && text.contains("12%"), "{text}");
         assert!(text.contains("10.0") && text.contains("figures of 1.0 s"), "{text}");
         assert!(show(&Performance::default()).contains("no figure stands out"));
     }
