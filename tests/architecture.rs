@@ -52,7 +52,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("control", &["forward", "control", "config", "notice"]),
     ("config", &["forward", "config"]),
     ("io", &["forward", "control", "config", "notice", "io", "tunnel"]),
-    ("packet_loop", &["forward", "notice", "io", "tunnel", "packet_loop"]),
+    ("packet_loop", &["forward", "config", "notice", "io", "tunnel", "packet_loop"]),
     (
         "control_loop",
         &["forward", "control", "config", "notice", "io", "tunnel", "packet_loop", "control_loop"],
@@ -145,5 +145,31 @@ fn files_are_of_a_readable_size() {
             "{} has {lines} lines before its tests: does it still have one job?",
             path.display()
         );
+    }
+}
+
+#[test]
+fn the_bounds_of_queues_are_those_of_the_sources() {
+    let text = fs::read_to_string(root().join("docs/queues.md")).unwrap();
+    let mut checked = 0;
+    for line in text.lines().filter(|line| line.starts_with('|')) {
+        let mut source = None;
+        for quoted in line.split('`').skip(1).step_by(2) {
+            if quoted.starts_with("mesh-node/src/") {
+                source = Some(fs::read_to_string(root().join(quoted)).unwrap());
+            } else if let (Some(source), Some((name, value))) = (&source, quoted.split_once(" = ")) {
+                let rest = source.split_once(&format!("const {name}: ")).map(|(_, rest)| rest);
+                let found =
+                    rest.and_then(|rest| rest.split_once(';')).and_then(|(all, _)| all.split_once(" = "));
+                assert_eq!(found.map(|(_, value)| value), Some(value), "docs/queues.md on {name}");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked >= 10, "{checked}");
+    // what `status --verbose` calls a queue is explained there
+    let shown = fs::read_to_string(root().join("mesh-node/src/control/slowness.rs")).unwrap();
+    for name in ["tun_read", "tun_write", "send_buffer", "udp_receive", "receive_buffer", "inbound"] {
+        assert!(shown.contains(&format!("\"{name}\"")) && text.contains(&format!("`{name}`")), "{name}");
     }
 }

@@ -25,6 +25,7 @@ mod drain;
 mod monitor;
 mod ping;
 mod show;
+mod slowness;
 mod trace;
 
 /// The operator's command for a mesh node
@@ -61,8 +62,12 @@ enum Command {
     #[command(subcommand, after_help = "Example:\n  mesh-ctl ca show /etc/mesh/node.pem")]
     Ca(ca::CaCommand),
     /// Is this node well? Verdict first, then reasons
-    #[command(after_help = "Example:\n  mesh-ctl -q status || mesh-ctl status")]
-    Status,
+    #[command(after_help = "Example:\n  mesh-ctl -q status || mesh-ctl status\n  mesh-ctl status --verbose")]
+    Status {
+        /// And why it may be slow: looks at the packet path's counters for a second
+        #[arg(long, short)]
+        verbose: bool,
+    },
     /// All peers
     #[command(after_help = "Example:\n  mesh-ctl peers --json")]
     Peers,
@@ -274,9 +279,13 @@ async fn run(cli: &Cli) -> Result<Outcome, Failure> {
     }
     match &cli.command {
         Command::Ca(command) => Ok(certificates(command)?),
-        Command::Status => {
+        Command::Status { verbose } => {
             let color = !cli.no_color && std::io::stdout().is_terminal() && no_color_is_unset();
-            outcome(get("/v1/status").await?, |s: &api::Status| (show::status(s, color), s.state == "ok"))
+            let path = if *verbose { "/v1/status?verbose=true" } else { "/v1/status" };
+            outcome(get(path).await?, |s: &api::Status| {
+                let figures = s.performance.as_ref().map(slowness::show).unwrap_or_default();
+                (show::status(s, color) + &figures, s.state == "ok")
+            })
         }
         Command::Peers => outcome(get("/v1/peers").await?, |peers| (show::peers(peers), true)),
         Command::Peer(PeerCommand::Show { name }) => {

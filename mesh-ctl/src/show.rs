@@ -10,7 +10,7 @@ mod egress;
 pub(crate) use self::egress::egress;
 
 /// Fits a terminal beside another, and a mail.
-const WIDTH: usize = 100;
+pub(crate) const WIDTH: usize = 100;
 
 /// The last column keeps at least this much, so that reasons and lists stay readable ...
 const LEAST_LAST: usize = 24;
@@ -22,7 +22,7 @@ const LEAST_LAST_OF_ALL: usize = 12;
 const LEAST: usize = 8;
 
 /// Text from the mesh must not steer the terminal.
-fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
@@ -38,7 +38,7 @@ fn join<T: ToString>(values: &[T]) -> String {
 }
 
 /// Words in lines of at most `width`; a longer word has a line of its own.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         let Some(line) = lines.last_mut() else { break };
@@ -74,7 +74,7 @@ fn fold(text: &str, width: usize) -> Vec<String> {
 
 /// Whether a table's rows may take several lines.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Rows {
+pub(crate) enum Rows {
     Folded,
     OneLine,
 }
@@ -98,7 +98,7 @@ fn fit<const N: usize>(header: [&str; N], natural: [usize; N], words: [usize; N]
     widths
 }
 
-fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], how: Rows) -> String {
+pub(crate) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], how: Rows) -> String {
     let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| clean(cell))).collect();
     let mut widths = header.map(str::len);
     for row in &rows {
@@ -129,7 +129,7 @@ fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], how: Rows) -> 
 }
 
 /// `key: value` lines, the values aligned.
-fn list(entries: &[(&str, String)]) -> String {
+pub(crate) fn list(entries: &[(&str, String)]) -> String {
     let width = entries.iter().map(|(key, _)| key.len() + 1).max().unwrap_or(0);
     let mut out = String::new();
     for (key, value) in entries {
@@ -141,7 +141,7 @@ fn list(entries: &[(&str, String)]) -> String {
     out
 }
 
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     let mut value = count as f64;
     let mut unit = "B";
     for larger in ["KiB", "MiB", "GiB", "TiB", "PiB"] {
@@ -154,7 +154,7 @@ fn bytes(count: u64) -> String {
     if unit == "B" { format!("{count} B") } else { format!("{value:.1} {unit}") }
 }
 
-fn rtt(seconds: Option<f64>) -> String {
+pub(crate) fn rtt(seconds: Option<f64>) -> String {
     seconds.map_or_else(|| "-".into(), |s| format!("{:.2} ms", s * 1000.0))
 }
 
@@ -530,6 +530,7 @@ mod tests {
                 certificate_expires: "2027-01-01T00:00:00Z".into(),
                 peers_up: 1,
                 peers_down: 1,
+                performance: None,
             },
             false,
         );

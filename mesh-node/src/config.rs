@@ -13,11 +13,13 @@ use crate::forward::fib::Expose;
 
 mod check;
 pub mod document;
+pub mod offloads;
 pub mod reference;
 mod rules;
 pub mod uplink;
 mod walk;
 
+use offloads::{Offload, Offloads};
 pub use rules::{EgressFallback, EgressRules};
 use uplink::{DEFAULT_COUNT, DEFAULT_INTERVAL, MAX_COUNT, UplinkConfig};
 use walk::{Section, Walk};
@@ -70,6 +72,8 @@ pub struct NodeConfig {
     pub foreign_chains: ForeignChains,
     /// Packet workers.
     pub workers: u16,
+    /// What the kernel may do in larger pieces.
+    pub offloads: Offloads,
 }
 
 /// How an egress node is probed.
@@ -234,6 +238,7 @@ impl NodeConfig {
         self.control_socket.clone_from(&running.control_socket);
         self.keepalive = running.keepalive;
         self.workers = running.workers;
+        self.offloads = running.offloads;
     }
 }
 
@@ -287,6 +292,13 @@ fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
     if w.number(s, "workers", 0, u32::MAX).is_some_and(|n| n != 1) {
         w.at(s, "workers", "not supported by this version; write 1 or remove it");
     }
+    let offloads = match s.has("offloads") {
+        true => w.many(s, "offloads", offloads::parse).into_iter().collect(),
+        false => Offloads::ALL,
+    };
+    if !offloads.has(Offload::Csum) && (offloads.has(Offload::Tso) || offloads.has(Offload::Uso)) {
+        w.at(s, "offloads", "\"tso\" and \"uso\" need \"csum\"; add it, or remove them");
+    }
     let mtu = if w.is_text(s, "mtu", "auto") { None } else { w.number(s, "mtu", 576, 65000) };
     NodeConfig {
         listen: listen.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4650))),
@@ -317,6 +329,7 @@ fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
             })
             .unwrap_or(ForeignChains::Report),
         workers: 1,
+        offloads,
     }
 }
 

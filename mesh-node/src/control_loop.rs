@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use crate::control::Control;
 use crate::control::event::{ConnId, Input, Output, Saved, Target, TunnelSpec};
 use crate::control::host::HostState;
-use crate::control::status::{self, Figures, Traffic};
+use crate::control::status::{self, Figures, PathFigures, Traffic};
 use crate::forward::counters::{Counters, Direction, PeerCounters};
 use crate::forward::fib::{Egress, Fib, NetworkIx, NetworkSpec, PeerIx};
 use crate::io::host::{conntrack, flows};
@@ -24,7 +24,7 @@ use crate::io::now;
 use crate::io::query::{Query, View};
 use crate::io::quic::aside::Aside;
 use crate::io::quic::connection::{self, Context, Dial, Door, Event};
-use crate::io::quic::datagram::{Datagrams, InboundSender, read_datagrams};
+use crate::io::quic::datagram::{Datagrams, InboundSender, SEND_BUFFER, read_datagrams};
 use crate::io::quic::echo::Unanswered;
 use crate::io::trace::Tracer;
 
@@ -87,6 +87,18 @@ impl status::Live for Figured<'_> {
 
     fn figures(&self, conn: ConnId) -> Option<Figures> {
         self.live.get(&conn).map(|l| Figures { rtt: l.connection.rtt() })
+    }
+
+    fn path(&self, conn: ConnId) -> Option<PathFigures> {
+        let connection = &self.live.get(&conn)?.connection;
+        let stats = connection.stats();
+        let room = connection.datagram_send_buffer_space();
+        Some(PathFigures {
+            datagrams: stats.udp_tx.datagrams,
+            sends: stats.udp_tx.ios,
+            lost_packets: stats.path.lost_packets,
+            send_buffer_bytes: SEND_BUFFER.saturating_sub(room) as u64,
+        })
     }
 
     fn traffic(&self, peer: PeerIx) -> Traffic {

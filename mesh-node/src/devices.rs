@@ -3,10 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::config::offloads::Offloads;
 use crate::control::event::LocalNetwork;
+use crate::control::slowness;
 use crate::forward::fib::NetworkIx;
 use crate::io::notices::tell;
 use crate::io::quic::datagram::InboundSender;
+use crate::io::slowness::DeviceOffloads;
 use crate::io::tun::Tun;
 use crate::notice::Notice;
 use crate::packet_loop::{PacketLoops, Waker};
@@ -19,16 +22,23 @@ pub struct Devices {
     /// Lost, and not made anew yet.
     missing: BTreeSet<NetworkIx>,
     told: bool,
+    offloads: Offloads,
 }
 
 impl Devices {
-    /// Makes the device of every network.
-    pub fn start(loops: PacketLoops, networks: &[LocalNetwork]) -> anyhow::Result<Self> {
-        let mut devices = Self { loops, networks: Vec::new(), missing: BTreeSet::new(), told: false };
+    /// Makes the device of every network, with these offloads where the kernel has them.
+    pub fn start(loops: PacketLoops, networks: &[LocalNetwork], offloads: Offloads) -> anyhow::Result<Self> {
+        let mut devices =
+            Self { loops, networks: Vec::new(), missing: BTreeSet::new(), told: false, offloads };
         for network in networks {
             devices.add(network)?;
         }
         Ok(devices)
+    }
+
+    /// The offloads of each network's device.
+    pub fn offloads(&self) -> DeviceOffloads {
+        self.loops.device_offloads()
     }
 
     /// Where a tunnel's packets go.
@@ -52,12 +62,16 @@ impl Devices {
     }
 
     fn make(&mut self, network: &LocalNetwork) -> anyhow::Result<()> {
-        let tun = Tun::create(&network.tun).with_context(|| format!("network {}", network.name))?;
+        let tun =
+            Tun::create(&network.tun, self.offloads).with_context(|| format!("network {}", network.name))?;
         tell(Notice::NetworkUp {
             network: network.name.clone(),
             tun: network.tun.clone(),
             offloads: tun.offloads().to_string(),
         });
+        for (device, offload, text) in slowness::missing_of_tun(&network.tun, self.offloads, tun.offloads()) {
+            tell(Notice::OffloadMissing { device, offload, text });
+        }
         self.loops.add_network(network.ix, Arc::new(tun))?;
         Ok(())
     }

@@ -15,6 +15,7 @@ use crate::control::Control;
 use crate::control::drain::STOP_DEADLINE;
 use crate::control::event::{Input, LocalNetwork};
 use crate::control::host::HostState;
+use crate::control::slowness;
 use crate::control_loop::{self, Wiring};
 use crate::devices::Devices;
 use crate::forward::counters::Counters;
@@ -27,6 +28,7 @@ use crate::io::notices::{self, tell};
 use crate::io::query::Query;
 use crate::io::quic::connection::{Context, Event};
 use crate::io::quic::tls::Credentials;
+use crate::io::slowness::Sources;
 use crate::io::uplink::Uplinks;
 use crate::notice::Notice;
 use crate::packet_loop::{PacketLoops, prioritise};
@@ -102,18 +104,19 @@ pub async fn run(
     for error in complaints {
         tell(Notice::StateDamaged { error });
     }
-    let quic = io::quic::endpoint::bind(
-        node.listen,
-        &credentials,
-        io::quic::datagram::transport_config(node.keepalive),
-    )?;
+    let started = io::started();
+    let transport = io::quic::offloads::transport(&node);
+    let (quic, socket) = io::quic::endpoint::bind(node.listen, &credentials, transport, node.offloads)?;
+    for (device, offload, text) in slowness::missing_of_socket(node.offloads, socket.in_use()) {
+        tell(Notice::OffloadMissing { device, offload, text });
+    }
 
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let (wanted_tx, wanted) = mpsc::channel(64);
     let counters = Arc::new(Counters::new());
     let loops = PacketLoops::start(snapshot.clone(), counters.clone(), wanted_tx)
         .context("start the packet loops")?;
-    let devices = Devices::start(loops, &local.networks)?;
+    let devices = Devices::start(loops, &local.networks, node.offloads)?;
     let mut sync = HostSync::open(&node.state_dir).await.context("open the kernel's configuration")?;
     for what in sync.clean_leftovers().await.context("clean what an earlier run left")? {
         tell(Notice::LeftoverRemoved { what });
@@ -138,7 +141,15 @@ pub async fn run(
     let networks = local.networks.clone();
     let running = Running { config, document, numbers, identity: local.identity.clone() };
     let control = Control::new(local, trust, saved, io::chance(), io::now())?;
-    let api = io::api::serve(&node.control_socket, queries_tx.clone(), reloads_tx, log, api_stopped)
+    let sources = Sources {
+        counters: counters.clone(),
+        inbound: devices.inbound(),
+        devices: devices.offloads(),
+        socket,
+        wanted: node.offloads,
+        started,
+    };
+    let api = io::api::serve(&node.control_socket, queries_tx.clone(), reloads_tx, log, sources, api_stopped)
         .with_context(|| format!("control socket {}", node.control_socket.display()))?;
     let prober = Prober::start(events_tx.clone(), prioritise).context("start the probing thread")?;
     let context = Context { hello: control.hello(), events: events_tx.clone() };

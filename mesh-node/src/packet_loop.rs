@@ -33,6 +33,7 @@ use crate::forward::counters::{Counters, Worker};
 use crate::forward::fib::{NetworkIx, PeerIx};
 use crate::io::notices::tell;
 use crate::io::quic::datagram::{InboundSender, inbound_queue};
+use crate::io::slowness::DeviceOffloads;
 use crate::io::tun::Tun;
 use crate::io::tun::sys::prioritise_thread;
 use crate::notice::Notice;
@@ -96,6 +97,15 @@ impl PacketLoops {
             move || inbound::run(&shared, queue, &stop)
         })?;
         Ok(Self { shared, inbound, inbound_thread: Some((stop, thread)), outbound: BTreeMap::new() })
+    }
+
+    /// What the kernel does in larger pieces, network by network.
+    pub fn device_offloads(&self) -> DeviceOffloads {
+        let shared = self.shared.clone();
+        Arc::new(move |network| {
+            let tuns = shared.tuns.load();
+            tuns.get(usize::from(network.0)).and_then(Option::as_ref).map(|tun| tun.offloads())
+        })
     }
 
     /// Where reader tasks put what they received.

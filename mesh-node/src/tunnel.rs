@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use mesh_proto::frame::FrameHeader;
@@ -35,6 +36,8 @@ pub struct Sent {
     pub queue_full: u64,
     /// Dropped: the connection is no more.
     pub gone: u64,
+    /// Time spent waiting for room.
+    pub waited: Duration,
 }
 
 impl Sent {

@@ -9,13 +9,15 @@ use serde::{Deserialize, Serialize};
 use crate::Prefix;
 
 mod events;
+mod performance;
 
 pub use self::events::{Event, FieldValue, LogLevel, LogLevelSet};
+pub use self::performance::{Pace, PeerPace, Performance, Queue, SocketOffloads, TunOffloads, WorkerPace};
 
 /// Version of all answers.
 pub const SCHEMA: u32 = 1;
 
-/// `GET /v1/status`.
+/// `GET /v1/status`, or `GET /v1/status?verbose=true`, which takes a second.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// `SCHEMA`.
@@ -38,6 +40,9 @@ pub struct Status {
     pub peers_up: usize,
     /// Configured or learned, did not leave politely, and not up.
     pub peers_down: usize,
+    /// Why it may be slow; only where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub performance: Option<Performance>,
 }
 
 /// `GET /v1/peers`.

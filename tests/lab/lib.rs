@@ -25,6 +25,7 @@ pub mod serve;
 pub mod spec;
 pub mod steady;
 pub mod stream;
+pub mod train;
 pub mod world;
 
 pub use capture::Capture;

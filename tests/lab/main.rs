@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Lab, Plan, bench, delay, demo, serve, steady, stream, world};
+use lab::{Lab, Plan, bench, delay, demo, serve, steady, stream, train, world};
 
 #[derive(Parser)]
 #[command(version, about = "Virtual hypervisors in network namespaces, with the real mesh-node")]
@@ -83,6 +83,15 @@ enum Verb {
         /// At most so long.
         seconds: u64,
     },
+    /// Send trains of datagrams, each train in one call, to a UDP echo and compare checksums.
+    Trains {
+        /// Address of the echo.
+        to: String,
+        /// How many.
+        count: u32,
+        /// Payload size of each datagram.
+        size: usize,
+    },
 }
 
 fn main() -> Result<()> {
@@ -108,5 +117,6 @@ fn main() -> Result<()> {
         }
         Verb::Send { to, bytes } => serve::send(&to, bytes),
         Verb::Udp { to, count, size, percent } => serve::datagrams(&to, count, size, percent),
+        Verb::Trains { to, count, size } => train::trains(&to, count, size),
     }
 }

@@ -95,6 +95,7 @@ fn every_answer_is_as_the_published_schema_says() {
         ("ca show", &[&own], 0),
         ("ca show", &[&several], 0),
         ("status", &[], 0),
+        ("status", &["--verbose"], 0),
         ("peers", &[], 0),
         ("peer show", &[LONG], 0),
         ("peer add", &["[2001:db8:100::77]:4650"], 0),

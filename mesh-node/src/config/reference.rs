@@ -157,6 +157,16 @@ pub const KEYS: &[Key] = &[
         "How packets travel: \"datagram\" is QUIC DATAGRAM frames (RFC 9221), the only one of this version.",
     ),
     restart("node", "workers", "integer", "1", "1", "Packet workers; this version has one."),
+    restart(
+        "node",
+        "offloads",
+        "string or list of strings",
+        r#"["csum", "tso", "uso", "gso", "gro"]"#,
+        r#"["csum", "tso", "gso", "gro"]"#,
+        "What the kernel may do in larger pieces; leave one out where kernel or card does it wrongly. Of packets read from \
+         the TUN: unfinished checksums, TCP superpackets, UDP superpackets (both need \"csum\"); of the UDP socket: \
+         several datagrams a send (UDP_SEGMENT), a receive (UDP_GRO).",
+    ),
     applied(
         "node",
         "expose",

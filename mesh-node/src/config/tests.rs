@@ -36,6 +36,8 @@ fn each_bad_file_names_its_line_and_what_is_wrong() {
         ("[node]\nmtu = 100", 2, "576 to 65000"),
         ("[node]\nworkers = 2", 2, "not supported by this version"),
         ("[node]\ntransport = \"lanes\"", 2, "not supported by this version"),
+        ("[node]\noffloads = [\"lro\"]", 2, "no offload"),
+        ("[node]\noffloads = [\"tso\", \"gso\"]", 2, "need \"csum\""),
         ("[[peer]]\nendpoint = \"x\"", 2, "HOST:PORT"),
         ("[[network]]\nname = \"a\"", 1, "interface: missing"),
         ("[[network]]\negress_preempt = true", 2, "after how long"),

@@ -48,6 +48,7 @@ mod reload;
 pub mod rib;
 mod route_get;
 pub mod sessions;
+pub mod slowness;
 pub mod status;
 pub mod trace;
 mod tunnels;

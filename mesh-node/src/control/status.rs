@@ -27,6 +27,19 @@ pub struct Figures {
     pub rtt: Duration,
 }
 
+/// Counts of a connection's path since it began, and what waits now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PathFigures {
+    /// UDP datagrams sent.
+    pub datagrams: u64,
+    /// Sends that took them.
+    pub sends: u64,
+    /// Packets that were not acknowledged.
+    pub lost_packets: u64,
+    /// Bytes of frames that wait.
+    pub send_buffer_bytes: u64,
+}
+
 /// Packets and bytes of a peer, over all its tunnels.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Traffic {
@@ -44,6 +57,10 @@ pub struct Traffic {
 pub trait Live {
     /// Of a connection.
     fn figures(&self, conn: ConnId) -> Option<Figures>;
+    /// Of its path; takes the connection's lock, so it is asked for rarely.
+    fn path(&self, _conn: ConnId) -> Option<PathFigures> {
+        None
+    }
     /// Of a peer.
     fn traffic(&self, peer: PeerIx) -> Traffic;
     /// Of a network to and from the Internet, with the peer as egress node.
@@ -102,6 +119,7 @@ impl Control {
             certificate_expires: rfc3339(expires),
             peers_up: up,
             peers_down: down.len(),
+            performance: None,
         }
     }
 

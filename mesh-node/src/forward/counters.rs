@@ -171,6 +171,7 @@ struct WorkerCounts {
     superpackets: Count,
     batches: Count,
     busy_nanos: Count,
+    waited_nanos: Count,
 }
 
 /// One batch of a worker.
@@ -198,6 +199,7 @@ impl WorkerCounts {
             superpackets: self.superpackets.read(),
             batches: self.batches.read(),
             busy: Duration::from_nanos(self.busy_nanos.read()),
+            waited: Duration::from_nanos(self.waited_nanos.read()),
         }
     }
 }
@@ -316,6 +318,13 @@ impl Counters {
         }
     }
 
+    /// Counts time, part of a batch's, that a full tunnel was waited for.
+    pub fn waited(&self, worker: Worker, time: Duration) {
+        if let Some(worker) = self.worker(worker) {
+            worker.waited_nanos.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+
     fn worker(&self, worker: Worker) -> Option<&WorkerCounts> {
         match worker {
             Worker::Outbound(network) => self.networks.get(usize::from(network.0)).map(|n| &n.worker),
@@ -427,6 +436,8 @@ pub struct WorkerSnapshot {
     pub batches: u64,
     /// Time spent on them.
     pub busy: Duration,
+    /// Of it, time that a full tunnel was waited for.
+    pub waited: Duration,
 }
 
 #[cfg(test)]
@@ -446,6 +457,7 @@ mod tests {
         let batch = Batch { packets: 5, superpackets: 1, busy: Duration::from_micros(7) };
         counters.batch(Worker::Outbound(NetworkIx(63)), batch);
         counters.batch(Worker::Outbound(NetworkIx(63)), batch);
+        counters.waited(Worker::Outbound(NetworkIx(63)), Duration::from_micros(3));
         let read = counters.snapshot();
         let dropped: Vec<_> = read.inbound.dropped.iter().filter(|(_, n)| *n > 0).collect();
         assert_eq!(dropped, [&(DropReason::SourceNotOwned, 2)]);
@@ -459,6 +471,7 @@ mod tests {
         assert_eq!(counters.pinned(NetworkIx(2), Egress::Own), 0);
         let worker = read.worker(Worker::Outbound(NetworkIx(63)));
         assert_eq!((worker.packets, worker.batches, worker.busy), (10, 2, Duration::from_micros(14)));
+        assert_eq!(worker.waited, Duration::from_micros(3));
         assert_eq!(read.worker(Worker::Inbound), WorkerSnapshot::default());
     }
 

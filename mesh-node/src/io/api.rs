@@ -32,6 +32,7 @@ use super::log::LogFilter;
 use super::notices::tell;
 use super::query::{Query, View};
 use super::quic::echo::Unanswered;
+use super::slowness::{INTERVAL, Sources};
 use super::trace::{self, KERNEL_PATIENCE, Tracer};
 use crate::config;
 use crate::control::Control;
@@ -52,6 +53,7 @@ struct Server {
     queries: mpsc::Sender<Query>,
     reloads: mpsc::Sender<ReloadRequest>,
     log: LogFilter,
+    sources: Sources,
     readers: Readers,
 }
 
@@ -95,6 +97,23 @@ impl Server {
 fn refused(caller: Caller) -> Option<Response> {
     let root = caller.uid == Some(0);
     (!root).then(|| problem(StatusCode::FORBIDDEN, "changes are for root: try with sudo"))
+}
+
+#[derive(Deserialize)]
+struct StatusQuery {
+    #[serde(default)]
+    verbose: bool,
+}
+
+async fn status(State(server): State<Server>, UrlQuery(query): UrlQuery<StatusQuery>) -> Response {
+    let mut before = None;
+    if query.verbose {
+        let sources = server.sources.clone();
+        before = server.ask(move |control, view| sources.sample(control, view)).await;
+        tokio::time::sleep(INTERVAL).await;
+    }
+    let sources = server.sources.clone();
+    server.json(move |control, view| sources.status(control, view, before.as_ref())).await
 }
 
 async fn peer(State(server): State<Server>, Path(name): Path<String>) -> Response {
@@ -341,10 +360,7 @@ async fn as_problem(response: Response) -> Response {
 
 fn router(server: Server) -> Router {
     Router::new()
-        .route(
-            "/v1/status",
-            get(|State(s): State<Server>| async move { s.json(|c, v| c.status(v.now)).await }),
-        )
+        .route("/v1/status", get(status))
         .route(
             "/v1/peers",
             get(|State(s): State<Server>| async move { s.json(|c, v| c.peers(v.now, v.live)).await })
@@ -385,6 +401,7 @@ pub fn serve(
     queries: mpsc::Sender<Query>,
     reloads: mpsc::Sender<ReloadRequest>,
     log: LogFilter,
+    sources: Sources,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
     if let Some(dir) = path.parent() {
@@ -397,7 +414,7 @@ pub fn serve(
         std::os::unix::fs::chown(path, None, Some(gid))?;
     }
     let path = Arc::<FsPath>::from(path);
-    let server = Server { queries, reloads, log, readers: Readers::new(stop.clone()) };
+    let server = Server { queries, reloads, log, sources, readers: Readers::new(stop.clone()) };
     let service = router(server).into_make_service_with_connect_info::<Caller>();
     Ok(async move {
         let server = axum::serve(listener, service).with_graceful_shutdown(async move {

@@ -15,6 +15,7 @@ pub mod notices;
 pub mod query;
 pub mod quic;
 pub mod scrape;
+pub mod slowness;
 pub mod state;
 pub mod trace;
 pub mod tun;
@@ -24,6 +25,11 @@ pub mod uplink;
 pub fn now() -> Now {
     let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
     Now { mono: Instant::now(), unix_ms }
+}
+
+/// When this process began to work, for shares of the time since.
+pub fn started() -> Instant {
+    Instant::now()
 }
 
 /// A seed for the pure core's generator.

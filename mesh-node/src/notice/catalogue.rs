@@ -89,6 +89,12 @@ notices! {
         says "device of a network is up";
         remedy "";
 
+    /// The kernel does not do in larger pieces what it could, or must not: packets are carried, at a higher price each.
+    OffloadMissing { device: String, offload: &'static str, text: String }
+        is "offload_missing", Info, Free;
+        says "an offload is not in use";
+        remedy "`mesh-ctl status --verbose` shows those in use; `offloads` in the file switches them";
+
     /// Something in the kernel was left by an earlier run that did not end politely.
     LeftoverRemoved { what: String }
         is "leftover_removed", Info, Free;

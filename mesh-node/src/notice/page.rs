@@ -31,6 +31,7 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("network", "name of the network"),
     ("node", "name of a node by its certificate"),
     ("of", "stable name of what was held back"),
+    ("offload", "its name, as in the file"),
     ("offloads", "what the kernel does in larger pieces"),
     ("path", "file"),
     ("peer", "name of the other node; its endpoint while no node is known there"),

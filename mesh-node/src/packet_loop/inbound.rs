@@ -15,6 +15,7 @@ use mesh_proto::frame::FrameHeader;
 use mesh_proto::limits::FRAME_HEADER;
 
 use super::Shared;
+use crate::config::offloads::Offload;
 use crate::forward::counters::{Batch, Direction, Drops, Flow, TrafficCount, Worker};
 use crate::forward::fib::{NetworkIx, PeerIx};
 use crate::forward::segment::{Coalescer, Output};
@@ -62,7 +63,7 @@ struct ForNetwork {
 impl ForNetwork {
     fn new(tun: &Tun) -> Self {
         Self {
-            coalescer: Coalescer::new(tun.offloads().udp),
+            coalescer: Coalescer::new(tun.offloads().has(Offload::Uso)),
             count: TrafficCount::default(),
             mapped: 0,
             from_internet: TrafficCount::default(),

@@ -245,6 +245,7 @@ impl Outbound<'_> {
             filled.drops.add(DropReason::TooBig, sent.too_big);
             filled.drops.add(DropReason::QueueFull, sent.queue_full);
             filled.drops.add(DropReason::NoTunnel, sent.gone);
+            counters.waited(Worker::Outbound(network), sent.waited);
         });
         for (flow, count) in [
             (Flow::Transmit, transmit),

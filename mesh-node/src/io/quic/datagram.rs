@@ -30,7 +30,7 @@ use crate::tunnel::{Carrier, InBatch, OutBatch, Sent, Tunnel};
 
 /// What quinn may hold for a peer before the outbound thread has to wait: a full batch and a bit. More is delay only,
 /// since the TUN's own queue stands before it.
-const SEND_BUFFER: usize = 320 * 1024;
+pub const SEND_BUFFER: usize = 320 * 1024;
 
 /// What quinn may hold until the reader task runs. Beyond it quinn drops the oldest.
 const RECEIVE_BUFFER: usize = 2 * 1024 * 1024;
@@ -49,7 +49,7 @@ const NAP: Duration = Duration::from_micros(200);
 const MAX_BATCH: usize = 256;
 
 /// Batches that may wait for the inbound thread: with full ones of 1,500 bytes, 3 MB.
-const QUEUED_BATCHES: usize = 8;
+pub const QUEUED_BATCHES: usize = 8;
 
 /// UDP payload of an Ethernet path: 1,500 bytes less IPv4 and UDP headers.
 const ETHERNET_UDP_PAYLOAD: u16 = 1472;
@@ -151,7 +151,12 @@ impl Datagrams {
 
     /// Waits for room only while `patience` lasts; `None` when it is over. quinn's plain `send_datagram` would throw
     /// away the oldest frame instead, which is work already done.
-    fn send_one(&self, frame: Bytes, patience: &mut Duration) -> Option<Result<(), SendDatagramError>> {
+    fn send_one(
+        &self,
+        frame: Bytes,
+        patience: &mut Duration,
+        waited: &mut Duration,
+    ) -> Option<Result<(), SendDatagramError>> {
         let mut sending = pin!(self.connection.send_datagram_wait(frame));
         let mut context = Context::from_waker(Waker::noop());
         loop {
@@ -161,12 +166,15 @@ impl Datagrams {
             let start = Instant::now();
             while self.connection.datagram_send_buffer_space() < SEND_BUFFER / 3 {
                 if start.elapsed() >= *patience || self.connection.close_reason().is_some() {
+                    *waited += start.elapsed();
                     *patience = Duration::ZERO;
                     return None;
                 }
                 std::thread::sleep(NAP);
             }
-            *patience = patience.saturating_sub(start.elapsed());
+            let elapsed = start.elapsed();
+            *waited += elapsed;
+            *patience = patience.saturating_sub(elapsed);
         }
     }
 }
@@ -177,7 +185,7 @@ impl Carrier for Datagrams {
         let mut patience = if self.stalled.load(Relaxed) { Duration::ZERO } else { PATIENCE };
         for frame in batch.take() {
             let len = frame.len() as u64;
-            match self.send_one(frame, &mut patience) {
+            match self.send_one(frame, &mut patience, &mut sent.waited) {
                 Some(Ok(())) => {
                     sent.packets += 1;
                     sent.bytes += len;
@@ -214,6 +222,11 @@ impl InboundSender {
     /// Hands over a batch; `false` when the inbound thread is gone.
     pub async fn send(&self, batch: InBatch) -> bool {
         self.0.send(Some(batch)).await.is_ok()
+    }
+
+    /// Batches that wait at present.
+    pub fn waiting(&self) -> usize {
+        QUEUED_BATCHES.saturating_sub(self.0.capacity())
     }
 
     /// Makes the inbound thread look up. A full queue needs no more.

@@ -11,20 +11,23 @@ use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, 
 use rand::RngCore;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::offloads::SocketOffloads;
 use super::tls::{self, Credentials};
+use crate::config::offloads::Offloads;
 use crate::control::host::UNDERLAY_MARK;
 
 /// Bytes the kernel may hold for us in each direction: a few milliseconds at line rate. More only adds delay under load.
 const SOCKET_BUFFER: usize = 2 << 20;
 
-/// Binds `listen` and builds the endpoint; `transport` is for both directions.
+/// Binds `listen` and builds the endpoint; `transport` is for both directions, `offloads` what the socket may use.
 pub fn bind(
     listen: SocketAddr,
     credentials: &Credentials,
     transport: TransportConfig,
-) -> anyhow::Result<Endpoint> {
+    offloads: Offloads,
+) -> anyhow::Result<(Endpoint, SocketOffloads)> {
     let socket = socket(listen).with_context(|| format!("bind {listen}"))?;
-    on_socket(socket, credentials, transport)
+    on_socket(socket, credentials, transport, offloads)
 }
 
 /// Without the mark, which needs a capability.
@@ -34,19 +37,22 @@ pub(super) fn bind_for_test(
     credentials: &Credentials,
     transport: TransportConfig,
 ) -> anyhow::Result<Endpoint> {
-    on_socket(UdpSocket::bind(listen)?, credentials, transport)
+    Ok(on_socket(UdpSocket::bind(listen)?, credentials, transport, Offloads::ALL)?.0)
 }
 
 fn on_socket(
     socket: UdpSocket,
     credentials: &Credentials,
     transport: TransportConfig,
-) -> anyhow::Result<Endpoint> {
+    offloads: Offloads,
+) -> anyhow::Result<(Endpoint, SocketOffloads)> {
     let (server, client) = configs(credentials, transport)?;
-    let mut endpoint =
-        Endpoint::new(endpoint_config(credentials)?, Some(server), socket, Arc::new(TokioRuntime))?;
+    let runtime = Arc::new(TokioRuntime);
+    let offloads = SocketOffloads::open(socket, offloads, &*runtime).context("set up the UDP socket")?;
+    let config = endpoint_config(credentials)?;
+    let mut endpoint = Endpoint::new_with_abstract_socket(config, Some(server), offloads.socket(), runtime)?;
     endpoint.set_default_client_config(client);
-    Ok(endpoint)
+    Ok((endpoint, offloads))
 }
 
 /// Whoever dials us from now on is shown these credentials; the answer is for whoever dials, since each clone of an endpoint

@@ -7,7 +7,6 @@
 pub mod drops;
 pub(crate) mod sys;
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::{IntoRawFd, OwnedFd};
@@ -15,31 +14,16 @@ use std::time::Duration;
 
 use tun::AbstractDevice as _;
 
+use crate::config::offloads::{Offload, Offloads};
+
 /// Length of `struct virtio_net_hdr` (virtio 1.2 section 5.1.6, without the fields of later feature bits).
 pub const VNET_HEADER: usize = 10;
 
 /// Room for the largest read: a superpacket of 64 KiB and its header.
 pub const READ_BUFFER: usize = VNET_HEADER + 65_536;
 
-/// Which unfinished packets the kernel hands us; `status` shows it, since each one missing costs throughput.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Offloads {
-    /// Packets whose checksum is left to the receiver.
-    pub checksum: bool,
-    /// TCP superpackets.
-    pub tcp: bool,
-    /// UDP superpackets (kernel 6.2 and later).
-    pub udp: bool,
-}
-
-impl fmt::Display for Offloads {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all = [(self.checksum, "checksum"), (self.tcp, "tcp"), (self.udp, "udp")];
-        let words: Vec<_> = all.into_iter().filter_map(|(there, word)| there.then_some(word)).collect();
-        f.write_str(if words.is_empty() { "none" } else { "" })?;
-        f.write_str(&words.join(" "))
-    }
-}
+/// Superpackets that wait in the kernel to be read (drivers/net/tun.c: `TUN_READQ_SIZE`, which we leave as it is).
+pub const READ_QUEUE: u64 = 500;
 
 /// Why there is no device.
 #[derive(Debug, thiserror::Error)]
@@ -97,8 +81,8 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Makes the device `name`: down, without addresses.
-    pub fn create(name: &str) -> Result<Self, TunError> {
+    /// Makes the device `name`: down, without addresses; with those of the wanted offloads that the kernel has.
+    pub fn create(name: &str, wanted: Offloads) -> Result<Self, TunError> {
         let create = |source| TunError::Create { name: name.to_owned(), source };
         let mut config = tun::Configuration::default();
         config.tun_name(name).platform_config(|p| {
@@ -114,7 +98,7 @@ impl Tun {
         };
         let file = File::from(sys::own(device.into_raw_fd()).map_err(set_up("take over its descriptor"))?);
         sys::set_vnet_header_size(&file, VNET_HEADER).map_err(set_up("set the header length"))?;
-        let offloads = best_offloads(&file).map_err(set_up("set offloads"))?;
+        let offloads = best_offloads(&file, wanted).map_err(set_up("set offloads"))?;
         let wake = sys::eventfd().map_err(set_up("make its wake-up descriptor"))?;
         Ok(Self { file, wake, name, index: index.max(0) as u32, offloads })
     }
@@ -177,22 +161,26 @@ impl Tun {
     }
 }
 
-/// Asks for everything, then for what older kernels know. UDP superpackets came with 6.2.
-fn best_offloads(file: &File) -> io::Result<Offloads> {
-    let tcp = sys::TUN_F_CSUM | sys::TUN_F_TSO4 | sys::TUN_F_TSO6;
-    let choices = [
-        (tcp | sys::TUN_F_USO4 | sys::TUN_F_USO6, Offloads { checksum: true, tcp: true, udp: true }),
-        (tcp, Offloads { checksum: true, tcp: true, udp: false }),
-        (sys::TUN_F_CSUM, Offloads { checksum: true, tcp: false, udp: false }),
-    ];
-    for (flags, offloads) in choices {
-        match sys::set_offload(file, flags) {
+/// Asks for everything wanted, then for what older kernels know. UDP superpackets came with 6.2.
+fn best_offloads(file: &File, wanted: Offloads) -> io::Result<Offloads> {
+    let choices: [&[Offload]; 3] =
+        [&[Offload::Csum, Offload::Tso, Offload::Uso], &[Offload::Csum, Offload::Tso], &[Offload::Csum]];
+    for choice in choices {
+        let offloads: Offloads = choice.iter().copied().filter(|o| wanted.has(*o)).collect();
+        match sys::set_offload(file, flags(offloads)) {
             Ok(()) => return Ok(offloads),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
             Err(e) => return Err(e),
         }
     }
     Ok(Offloads::default())
+}
+
+fn flags(offloads: Offloads) -> libc::c_uint {
+    let flag = |offload, flags| if offloads.has(offload) { flags } else { 0 };
+    flag(Offload::Csum, sys::TUN_F_CSUM)
+        | flag(Offload::Tso, sys::TUN_F_TSO4 | sys::TUN_F_TSO6)
+        | flag(Offload::Uso, sys::TUN_F_USO4 | sys::TUN_F_USO6)
 }
 
 #[cfg(test)]
@@ -239,10 +227,10 @@ mod tests {
     #[test]
     #[ignore = "needs CAP_NET_ADMIN; run it in a network namespace of its own: unshare -n"]
     fn a_real_device_takes_superpackets_and_says_when_it_is_gone() {
-        let tun = Tun::create("meshtest%d").unwrap();
+        let tun = Tun::create("meshtest%d", Offloads::ALL).unwrap();
         assert_eq!(tun.name(), "meshtest0");
         assert!(tun.index() > 0);
-        assert!(tun.offloads().checksum && tun.offloads().tcp);
+        assert!(tun.offloads().has(Offload::Csum) && tun.offloads().has(Offload::Tso));
         assert_eq!(tun.read(&mut [0; 64], Wait::No).unwrap(), Read::Empty);
         let ip = |args: &[&str]| std::process::Command::new("ip").args(args).status().unwrap();
         assert!(ip(&["link", "set", "meshtest0", "up"]).success());

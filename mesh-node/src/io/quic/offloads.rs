@@ -1,0 +1,83 @@
+//! What the kernel does in larger pieces at the UDP socket, and how to do without.
+
+use std::fmt;
+use std::io;
+use std::net::UdpSocket;
+use std::sync::Arc;
+
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::UdpGroSegment;
+use quinn::{AsyncUdpSocket, Runtime, TransportConfig};
+
+use super::datagram;
+use crate::config::NodeConfig;
+use crate::config::offloads::{Offload, Offloads};
+
+/// Transport settings of this node's connections.
+pub fn transport(node: &NodeConfig) -> TransportConfig {
+    let mut transport = datagram::transport_config(node.keepalive);
+    transport.enable_segmentation_offload(node.offloads.has(Offload::Gso));
+    transport
+}
+
+/// The socket as quinn uses it.
+#[derive(Clone)]
+pub struct SocketOffloads {
+    socket: Arc<dyn AsyncUdpSocket>,
+    wanted: Offloads,
+}
+
+impl SocketOffloads {
+    /// Hands the socket to quinn, with those of the wanted offloads that the kernel has.
+    pub(super) fn open(socket: UdpSocket, wanted: Offloads, runtime: &dyn Runtime) -> io::Result<Self> {
+        let same = socket.try_clone()?;
+        let socket = runtime.wrap_udp_socket(socket)?;
+        if !wanted.has(Offload::Gro) {
+            // quinn switches it on wherever there is one
+            setsockopt(&same, UdpGroSegment, &false).map_err(io::Error::from)?;
+        }
+        Ok(Self { socket, wanted })
+    }
+
+    /// What quinn talks to.
+    pub(super) fn socket(&self) -> Arc<dyn AsyncUdpSocket> {
+        self.socket.clone()
+    }
+
+    /// At present: quinn stops segmenting where a device turns out to be unable to.
+    pub fn in_use(&self) -> Offloads {
+        let there = [
+            (Offload::Gso, self.socket.max_transmit_segments()),
+            (Offload::Gro, self.socket.max_receive_segments()),
+        ];
+        let used = there.into_iter().filter(|(offload, segments)| *segments > 1 && self.wanted.has(*offload));
+        used.map(|(offload, _)| offload).collect()
+    }
+}
+
+impl fmt::Debug for SocketOffloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SocketOffloads({})", self.in_use())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_left_out_is_off_in_the_kernel_too() {
+        for gro in [true, false] {
+            let mut wanted = Offloads::ALL;
+            wanted.set(Offload::Gro, gro);
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let kernel = socket.try_clone().unwrap();
+            let open = SocketOffloads::open(socket, wanted, &quinn::TokioRuntime).unwrap();
+            assert_eq!(getsockopt(&kernel, UdpGroSegment).unwrap(), gro);
+            assert_eq!(open.in_use().has(Offload::Gro), gro);
+            assert!(open.in_use().has(Offload::Gso));
+        }
+    }
+}
