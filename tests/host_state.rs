@@ -127,6 +127,7 @@ fn state() -> HostState {
             ("eth0".into(), "2001:db8::/64".parse().expect("prefix")),
         ],
         foreign_chains: Default::default(),
+        tun_mtu: 1500,
     }
 }
 

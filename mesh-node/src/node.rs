@@ -74,11 +74,9 @@ pub async fn run(
     for error in complaints {
         tell(Notice::StateDamaged { error });
     }
-    let quic = io::quic::endpoint::bind(
-        node.listen,
-        &credentials,
-        io::quic::datagram::transport_config(node.keepalive),
-    )?;
+    let largest = io::quic::datagram::udp_payload(local.underlay_mtu);
+    let transport = io::quic::datagram::transport_config_for(node.keepalive, largest);
+    let quic = io::quic::endpoint::bind(node.listen, &credentials, transport, largest)?;
 
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let (wanted_tx, wanted) = mpsc::channel(64);

@@ -43,7 +43,8 @@ impl Node {
         // what may fail comes first, and is undone where it does
         let added = prepared.local.networks.iter().try_for_each(|network| self.devices.add(network));
         let client = match added.and_then(|()| {
-            let transport = quic::datagram::transport_config(prepared.config.node.keepalive);
+            let largest = quic::datagram::udp_payload(prepared.local.underlay_mtu);
+            let transport = quic::datagram::transport_config_for(prepared.config.node.keepalive, largest);
             quic::endpoint::renew(&self.quic, &prepared.credentials, transport)
         }) {
             Ok(client) => client,

@@ -44,6 +44,8 @@ pub struct HostState {
     pub connected: Vec<(String, Prefix)>,
     /// What to do about others' chains that drop our traffic.
     pub foreign_chains: ForeignChains,
+    /// Device MTU of every TUN.
+    pub tun_mtu: u32,
 }
 
 impl HostState {

@@ -7,24 +7,29 @@ use anyhow::Context;
 use aws_lc_rs::{digest, hmac};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
-use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig};
+use quinn::{
+    ClientConfig, Endpoint, EndpointConfig, Runtime as _, ServerConfig, TokioRuntime, TransportConfig,
+};
 use rand::RngCore;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::tls::{self, Credentials};
+use super::trains::Trains;
 use crate::control::host::UNDERLAY_MARK;
 
 /// Bytes the kernel may hold for us in each direction: a few milliseconds at line rate. More only adds delay under load.
 const SOCKET_BUFFER: usize = 2 << 20;
 
-/// Binds `listen` and builds the endpoint; `transport` is for both directions.
+/// Binds `listen` and builds the endpoint; `transport` is for both directions, and peers may send UDP payloads up to
+/// `largest` bytes.
 pub fn bind(
     listen: SocketAddr,
     credentials: &Credentials,
     transport: TransportConfig,
+    largest: u16,
 ) -> anyhow::Result<Endpoint> {
     let socket = socket(listen).with_context(|| format!("bind {listen}"))?;
-    on_socket(socket, credentials, transport)
+    on_socket(socket, credentials, transport, largest)
 }
 
 /// Without the mark, which needs a capability.
@@ -34,17 +39,21 @@ pub(super) fn bind_for_test(
     credentials: &Credentials,
     transport: TransportConfig,
 ) -> anyhow::Result<Endpoint> {
-    on_socket(UdpSocket::bind(listen)?, credentials, transport)
+    on_socket(UdpSocket::bind(listen)?, credentials, transport, 1480)
 }
 
 fn on_socket(
     socket: UdpSocket,
     credentials: &Credentials,
     transport: TransportConfig,
+    largest: u16,
 ) -> anyhow::Result<Endpoint> {
     let (server, client) = configs(credentials, transport)?;
+    let mut config = endpoint_config(credentials)?;
+    config.max_udp_payload_size(largest)?;
+    let socket = Arc::new(Trains(TokioRuntime.wrap_udp_socket(socket)?));
     let mut endpoint =
-        Endpoint::new(endpoint_config(credentials)?, Some(server), socket, Arc::new(TokioRuntime))?;
+        Endpoint::new_with_abstract_socket(config, Some(server), socket, Arc::new(TokioRuntime))?;
     endpoint.set_default_client_config(client);
     Ok(endpoint)
 }

@@ -4,8 +4,10 @@ pub mod connection;
 pub mod datagram;
 pub mod echo;
 pub mod endpoint;
+pub mod path;
 pub mod socket_drops;
 pub mod tls;
+pub mod trains;
 
 #[cfg(test)]
 mod tests;
