@@ -118,6 +118,7 @@ fn control(peers: u32, now: Now) -> Control {
         expose: vec![],
         seeds: (1..=peers).map(|n| (endpoint(n).to_string(), None)).collect(),
         uplinks: vec!["eth0".into()],
+        underlay_mtu: 1500,
         mtu: None,
         foreign_chains: Default::default(),
         probe: ProbeParams::DEFAULT,

@@ -129,6 +129,7 @@ fn state() -> HostState {
         ],
         foreign_chains: Default::default(),
         lease_term: Default::default(),
+        tun_mtu: 1500,
     }
 }
 

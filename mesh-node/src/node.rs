@@ -105,8 +105,10 @@ pub async fn run(
         tell(Notice::StateDamaged { error });
     }
     let started = io::started();
-    let transport = io::quic::offloads::transport(&node);
-    let (quic, socket) = io::quic::endpoint::bind(node.listen, &credentials, transport, node.offloads)?;
+    let largest = io::quic::datagram::udp_payload(local.underlay_mtu);
+    let transport = io::quic::offloads::transport(&node, largest);
+    let (quic, socket) =
+        io::quic::endpoint::bind(node.listen, &credentials, transport, node.offloads, largest)?;
     for (device, offload, text) in slowness::missing_of_socket(node.offloads, socket.in_use()) {
         tell(Notice::OffloadMissing { device, offload, text });
     }

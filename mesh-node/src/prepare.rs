@@ -19,6 +19,7 @@ use crate::control::event::{LocalNetwork, LocalNode, Now};
 use crate::forward::fib::NetworkIx;
 use crate::io;
 use crate::io::host::addresses::HostAddresses;
+use crate::io::host::links::InterfaceAddress;
 use crate::io::quic::tls::Credentials;
 
 /// What a configuration comes to once certificates and interfaces have been looked at.
@@ -111,6 +112,7 @@ pub(crate) async fn prepare_for(path: &Path, running: Option<&Running>) -> anyho
         expose: config.node.expose.clone(),
         seeds: config.peers.iter().map(|p| (p.endpoint.clone(), p.name.clone())).collect(),
         uplinks: uplinks(&config, &host),
+        underlay_mtu: underlay_mtu(&config, &networks, &host),
         mtu: config.node.mtu,
         foreign_chains: config.node.foreign_chains,
         probe: config.node.probe,
@@ -305,6 +307,20 @@ pub(crate) fn endpoints(config: &Config, networks: &[LocalNetwork], host: &HostA
     if !listen.ip().is_unspecified() {
         return vec![listen];
     }
+    let mut found: Vec<SocketAddr> =
+        underlay(config, networks, host).map(|a| SocketAddr::new(a.address, listen.port())).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// The addresses on which peers are met: the listen address; or every global address that is no segment's.
+fn underlay<'a>(
+    config: &Config,
+    networks: &'a [LocalNetwork],
+    host: &'a HostAddresses,
+) -> impl Iterator<Item = &'a InterfaceAddress> {
+    let listen = config.node.listen.ip();
     let of_segment = |interface: &str, address: IpAddr| {
         networks.iter().any(|n| {
             n.interface == interface
@@ -313,14 +329,16 @@ pub(crate) fn endpoints(config: &Config, networks: &[LocalNetwork], host: &HostA
                 || n.announce.iter().any(|a| a.prefix.contains(address))
         })
     };
-    let mut found: Vec<SocketAddr> = host
-        .global()
-        .filter(|a| (a.address.is_ipv4() || listen.is_ipv6()) && !of_segment(&a.interface, a.address))
-        .map(|a| SocketAddr::new(a.address, listen.port()))
-        .collect();
-    found.sort();
-    found.dedup();
-    found
+    host.all().iter().filter(move |a| {
+        let any =
+            a.global && (a.address.is_ipv4() || listen.is_ipv6()) && !of_segment(&a.interface, a.address);
+        if listen.is_unspecified() { any } else { a.address == listen }
+    })
+}
+
+/// What the widest of their interfaces carries; Ethernet's 1,500 where there is none yet.
+fn underlay_mtu(config: &Config, networks: &[LocalNetwork], host: &HostAddresses) -> u32 {
+    underlay(config, networks, host).filter_map(|a| host.mtu(&a.interface)).max().unwrap_or(1500)
 }
 
 /// This host's addresses, singly, and the networks it is connected to.

@@ -43,7 +43,8 @@ impl Node {
         // what may fail comes first, and is undone where it does
         let added = prepared.local.networks.iter().try_for_each(|network| self.devices.add(network));
         let client = match added.and_then(|()| {
-            let transport = quic::offloads::transport(&prepared.config.node);
+            let largest = quic::datagram::udp_payload(prepared.local.underlay_mtu);
+            let transport = quic::offloads::transport(&prepared.config.node, largest);
             quic::endpoint::renew(&self.quic, &prepared.credentials, transport)
         }) {
             Ok(client) => client,

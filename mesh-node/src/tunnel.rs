@@ -3,6 +3,8 @@
 //!
 //! Tunnels and the FIB are published together as one [`Snapshot`], so that they never disagree.
 
+pub mod pmtu;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;

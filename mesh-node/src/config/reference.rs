@@ -146,7 +146,8 @@ pub const KEYS: &[Key] = &[
         "\"auto\" or integer",
         r#""auto""#,
         "1280",
-        "The largest inner packet, 576 to 65000; \"auto\" takes what the path to each peer carries.",
+        "The largest inner packet, 576 to 65000; \"auto\" takes what the path to each peer carries, up to what the interfaces \
+         of the underlay do. Raise their MTU before the node starts: it is looked at then.",
     ),
     restart(
         "node",

@@ -98,6 +98,8 @@ pub struct LocalNode {
     pub seeds: Vec<(String, Option<NodeId>)>,
     /// Uplink devices, by the main routing table.
     pub uplinks: Vec<String>,
+    /// The largest packet that an interface with one of our endpoints carries.
+    pub underlay_mtu: u32,
     /// Limit of inner packets, if configured.
     pub mtu: Option<u32>,
     /// What to do about others' chains that drop our traffic.

@@ -11,8 +11,12 @@ use super::members::{FULL_MESH, Members};
 use super::rib;
 use crate::config::EgressChoice;
 
-/// Largest inner packet towards ourselves: the TUN's device MTU.
-pub const TUN_MTU: u32 = 1500;
+/// Largest inner packet towards ourselves, and the TUN's device MTU: what the underlay carries, since no peer's packet is
+/// larger, and no less than Ethernet's, for VMs that talk to each other.
+fn tun_mtu(local: &LocalNode) -> u32 {
+    // beyond jumbo frames nothing is sent to a peer either
+    local.underlay_mtu.clamp(1500, 9216)
+}
 
 /// Inner packets of this size pass every path that carries QUIC: used towards peers whose tunnel is made on demand.
 const ON_DEMAND_MTU: u32 = 1160;
@@ -45,6 +49,7 @@ pub fn host_state(local: &LocalNode, members: &Members, roles: &Roles) -> HostSt
         connected: local.links.clone(),
         foreign_chains: local.foreign_chains,
         lease_term: Term::new(local.probe),
+        tun_mtu: tun_mtu(local),
     }
 }
 
@@ -53,7 +58,7 @@ fn routes(local: &LocalNode, network: &LocalNetwork, members: &Members) -> Vec<M
         .into_iter()
         .map(|route| {
             let mtu = match &route.node {
-                None => Some(TUN_MTU),
+                None => Some(tun_mtu(local)),
                 Some(node) => mtu_to(local, members, node),
             };
             MeshRoute { prefix: route.prefix, mtu, mesh: route.mesh }
@@ -64,7 +69,7 @@ fn routes(local: &LocalNode, network: &LocalNetwork, members: &Members) -> Vec<M
 /// Largest inner packet to a node; `None` while it cannot be reached.
 fn mtu_to(local: &LocalNode, members: &Members, node: &NodeId) -> Option<u32> {
     if *node == local.identity.node {
-        return Some(TUN_MTU);
+        return Some(tun_mtu(local));
     }
     let peer = members.peers.get(node)?;
     let mtu = match &peer.tunnel {
@@ -72,7 +77,7 @@ fn mtu_to(local: &LocalNode, members: &Members, node: &NodeId) -> Option<u32> {
         None if members.peers.len() > FULL_MESH && peer.dialer.failures == 0 && !peer.left => ON_DEMAND_MTU,
         None => return None,
     };
-    Some(mtu.min(local.mtu.unwrap_or(u32::MAX)).min(TUN_MTU))
+    Some(mtu.min(local.mtu.unwrap_or(u32::MAX)).min(tun_mtu(local)))
 }
 
 fn out(local: &LocalNode, network: &LocalNetwork, members: &Members, roles: &Roles) -> HostOut {

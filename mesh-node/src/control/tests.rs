@@ -152,6 +152,7 @@ impl World {
             expose: vec![Expose::Icmp],
             seeds: seeds.iter().map(|s| (endpoint(*s), None)).collect(),
             uplinks: vec!["eth0".into()],
+            underlay_mtu: 1500,
             mtu: None,
             foreign_chains: Default::default(),
             probe: liveness::ProbeParams::DEFAULT,

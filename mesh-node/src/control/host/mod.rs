@@ -47,6 +47,8 @@ pub struct HostState {
     pub foreign_chains: ForeignChains,
     /// For how long the kernel carries for others without a sign of life of this daemon.
     pub lease_term: lease::Term,
+    /// Device MTU of every TUN.
+    pub tun_mtu: u32,
 }
 
 impl HostState {

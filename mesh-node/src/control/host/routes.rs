@@ -12,7 +12,7 @@ pub const REFUSAL_METRIC: u32 = 4_278_198_272;
 /// Metric of every other route of ours. Given explicitly: the families have different defaults (0 and 1024).
 pub const ROUTE_METRIC: u32 = 1024;
 /// An IPv6 route MTU below this is treated as this by the kernel. RFC 8200 section 5.
-const MIN_MTU_V6: u32 = 1280;
+pub(super) const MIN_MTU_V6: u32 = 1280;
 
 /// One per host: other networks' segments, refused to announced addresses on the host's own routing.
 pub const ISO_TABLE: u32 = BASE_TABLE;

@@ -1,11 +1,13 @@
 //! The nftables table of ours, as text for `nft -f -`: replaced whole, in one transaction.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use mesh_proto::Prefix;
 
 use super::lease;
+use super::routes::MIN_MTU_V6;
 use super::{HostEgress, HostNetwork, HostOut, HostState, MARK_MASK, egress_mark};
 use crate::forward::fib::Expose;
 
@@ -218,12 +220,42 @@ fn forward_lines(lines: &mut Vec<String>, state: &HostState) {
         for side in ["oifname", "iifname"] {
             lines.push(format!("{side} {tun} tcp flags syn tcp option maxseg size set rt mtu"));
         }
+        narrow_lines(lines, network);
     }
     for uplink in state.outside() {
         for (ip, number) in [("ip", 4), ("ip6", 6)] {
             let up = quoted(&uplink);
             lines.push(format!("iifname {up} {ip} saddr @mesh{number} counter name spoofed drop"));
         }
+    }
+}
+
+/// The kernel takes no IPv6 route's MTU for less than 1,280 (RFC 8200 section 5), so that `rt mtu` is too much where the
+/// underlay itself carries no more than about that. TCP gets through by a segment size in numbers.
+fn narrow_lines(lines: &mut Vec<String>, network: &HostNetwork) {
+    const HEADERS: u32 = 60;
+    let tun = quoted(&network.tun);
+    let mut clamp = |prefixes: &str, mtu: u32| {
+        for (side, address) in [("oifname", "daddr"), ("iifname", "saddr")] {
+            lines.push(format!(
+                "{side} {tun} ip6 {address} {prefixes} tcp flags syn tcp option maxseg size set {}",
+                mtu.saturating_sub(HEADERS)
+            ));
+        }
+    };
+    let mut narrow: BTreeMap<u32, Vec<Prefix>> = BTreeMap::new();
+    for route in network.routes.iter().filter(|route| !route.prefix.is_v4()) {
+        if let Some(mtu) = route.mtu.filter(|mtu| *mtu < MIN_MTU_V6) {
+            narrow.entry(mtu).or_default().push(route.prefix);
+        }
+    }
+    for (mtu, prefixes) in narrow {
+        clamp(&braced(prefixes), mtu);
+    }
+    if let HostOut::Tunnel { mtu6: Some(mtu), .. } = network.out
+        && mtu < MIN_MTU_V6
+    {
+        clamp("!= @all6", mtu);
     }
 }
 

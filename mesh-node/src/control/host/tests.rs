@@ -76,6 +76,7 @@ fn state() -> HostState {
         connected: vec![("eth0".into(), p("203.0.113.0/24"))],
         foreign_chains: Default::default(),
         lease_term: Default::default(),
+        tun_mtu: 1500,
     }
 }
 
@@ -186,6 +187,8 @@ fn the_ruleset_holds_marks_clamps_guards_and_nat() {
         "iifname \"mesh0\" ct direction original ip daddr != { 192.168.100.0/24, 203.0.113.14/32, 203.0.113.16/29 } meta mark",
         "ip daddr != @all4 meta mark set meta mark & 0x00ffffff | 0x51000000",
         "oifname \"mesh1\" tcp flags syn tcp option maxseg size set rt mtu",
+        "oifname \"mesh1\" ip6 daddr { fd88:1::/64, fd88:2::/64 } tcp flags syn tcp option maxseg size set 1140",
+        "iifname \"mesh1\" ip6 saddr { fd88:1::/64, fd88:2::/64 } tcp flags syn tcp option maxseg size set 1140",
         "iifname \"eth0\" ip saddr @mesh4 counter name spoofed drop",
         "iifname \"mesh0\" tcp dport 22 accept",
         "iifname \"mesh0\" counter name refused drop",

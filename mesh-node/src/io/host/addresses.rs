@@ -41,6 +41,11 @@ impl HostAddresses {
         Some(here.map(|a| (a.address, a.len)).collect())
     }
 
+    /// The largest packet that an interface carries.
+    pub fn mtu(&self, interface: &str) -> Option<u32> {
+        Some(self.interfaces.get(interface)?.mtu)
+    }
+
     /// Every global address.
     pub fn global(&self) -> impl Iterator<Item = &InterfaceAddress> {
         self.addresses.iter().filter(|a| a.global)

@@ -275,13 +275,13 @@ impl HostSync {
         closed
     }
 
-    /// Sets each TUN up that is there and down, without an address of its own making.
+    /// Sets each TUN up that is there and down or of another MTU, without an address of its own making.
     async fn tunnels_up(&self, state: &HostState) -> Result<(), HostError> {
         let links = links::links(&self.handle).await?;
         for network in &state.networks {
-            if links.get(&network.tun).is_some_and(|link| !link.up) {
+            if links.get(&network.tun).is_some_and(|link| !link.up || link.mtu != state.tun_mtu) {
                 sysctl::no_link_local(&network.tun);
-                links::set_link(&self.handle, &network.tun, None, None).await?;
+                links::set_link(&self.handle, &network.tun, Some(state.tun_mtu), None).await?;
             }
         }
         Ok(())

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mesh_proto::codec::{DecodeError, HEADER, Header};
 use mesh_proto::hello::{CloseCode, Hello, Message};
 use mesh_proto::identity::Identity;
-use mesh_proto::limits::{FRAME_HEADER, HELLO_TIMEOUT, MAX_NETWORKS, PROTOCOL_VERSION};
+use mesh_proto::limits::{HELLO_TIMEOUT, MAX_NETWORKS, PROTOCOL_VERSION};
 use mesh_proto::{MeshId, NodeId};
 use quinn::{ConnectionError, ReadExactError, RecvStream, SendStream, TransportErrorCode, VarInt};
 use rustls_pki_types::CertificateDer;
@@ -359,30 +359,13 @@ async fn serve(up: Up, connection: quinn::Connection, context: Context) {
         }
         connection.closed().await;
     };
-    let watch = watch_mtu(conn, &connection, &context);
+    let watch = super::path::watch(conn, &connection, &context);
     tokio::select! {
         _ = connection.closed() => {}
         () = async { tokio::join!(write, read, watch); } => {}
     }
     let reason = reason_of(&connection.closed().await);
     let _ = context.events.send(Event::Input(Input::TunnelClosed { conn, reason })).await;
-}
-
-/// quinn has no event for a new path MTU: look often while it is being found, then once a second.
-async fn watch_mtu(conn: ConnId, connection: &quinn::Connection, context: &Context) {
-    let mut known = 0;
-    let mut wait = Duration::from_millis(5);
-    loop {
-        let mtu = connection.max_datagram_size().unwrap_or(0).saturating_sub(FRAME_HEADER) as u32;
-        if mtu != known {
-            known = mtu;
-            if context.events.send(Event::Input(Input::TunnelMtu { conn, mtu })).await.is_err() {
-                return;
-            }
-        }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(Duration::from_secs(1));
-    }
 }
 
 enum ReadFailure {

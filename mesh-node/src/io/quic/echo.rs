@@ -15,6 +15,12 @@ use tokio::sync::oneshot;
 /// Longest wait for an answer; the peer is dead by then, or the size does not get through.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// A frame of so many bytes that the peer throws away: the answer to an echo that nobody asked for. What counts is
+/// whether QUIC acknowledges it.
+pub fn padding(len: usize) -> Bytes {
+    Bytes::from(Echo { reply: true, number: u64::MAX }.encode(len))
+}
+
 /// Those that wait for an answer on one connection.
 #[derive(Debug, Default)]
 pub struct Echoes {

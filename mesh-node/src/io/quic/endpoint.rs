@@ -7,7 +7,9 @@ use anyhow::Context;
 use aws_lc_rs::{digest, hmac};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
-use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig};
+use quinn::{
+    ClientConfig, Endpoint, EndpointConfig, Runtime as _, ServerConfig, TokioRuntime, TransportConfig,
+};
 use rand::RngCore;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -19,15 +21,17 @@ use crate::control::host::UNDERLAY_MARK;
 /// Bytes the kernel may hold for us in each direction: a few milliseconds at line rate. More only adds delay under load.
 const SOCKET_BUFFER: usize = 2 << 20;
 
-/// Binds `listen` and builds the endpoint; `transport` is for both directions, `offloads` what the socket may use.
+/// Binds `listen` and builds the endpoint; `transport` is for both directions, `offloads` what the socket may use, and peers
+/// may send UDP payloads up to `largest` bytes.
 pub fn bind(
     listen: SocketAddr,
     credentials: &Credentials,
     transport: TransportConfig,
     offloads: Offloads,
+    largest: u16,
 ) -> anyhow::Result<(Endpoint, SocketOffloads)> {
     let socket = socket(listen).with_context(|| format!("bind {listen}"))?;
-    on_socket(socket, credentials, transport, offloads)
+    on_socket(socket, credentials, transport, offloads, largest)
 }
 
 /// Without the mark, which needs a capability.
@@ -37,7 +41,7 @@ pub(super) fn bind_for_test(
     credentials: &Credentials,
     transport: TransportConfig,
 ) -> anyhow::Result<Endpoint> {
-    Ok(on_socket(UdpSocket::bind(listen)?, credentials, transport, Offloads::ALL)?.0)
+    Ok(on_socket(UdpSocket::bind(listen)?, credentials, transport, Offloads::ALL, 1480)?.0)
 }
 
 fn on_socket(
@@ -45,11 +49,13 @@ fn on_socket(
     credentials: &Credentials,
     transport: TransportConfig,
     offloads: Offloads,
+    largest: u16,
 ) -> anyhow::Result<(Endpoint, SocketOffloads)> {
     let (server, client) = configs(credentials, transport)?;
     let runtime = Arc::new(TokioRuntime);
     let offloads = SocketOffloads::open(socket, offloads, &*runtime).context("set up the UDP socket")?;
-    let config = endpoint_config(credentials)?;
+    let mut config = endpoint_config(credentials)?;
+    config.max_udp_payload_size(largest)?;
     let mut endpoint = Endpoint::new_with_abstract_socket(config, Some(server), offloads.socket(), runtime)?;
     endpoint.set_default_client_config(client);
     Ok((endpoint, offloads))

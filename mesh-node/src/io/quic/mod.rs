@@ -5,8 +5,10 @@ pub mod datagram;
 pub mod echo;
 pub mod endpoint;
 pub mod offloads;
+pub mod path;
 pub mod socket_drops;
 pub mod tls;
+pub mod trains;
 
 #[cfg(test)]
 mod tests;

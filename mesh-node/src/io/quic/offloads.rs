@@ -10,12 +10,13 @@ use nix::sys::socket::sockopt::UdpGroSegment;
 use quinn::{AsyncUdpSocket, Runtime, TransportConfig};
 
 use super::datagram;
+use super::trains::Trains;
 use crate::config::NodeConfig;
 use crate::config::offloads::{Offload, Offloads};
 
-/// Transport settings of this node's connections.
-pub fn transport(node: &NodeConfig) -> TransportConfig {
-    let mut transport = datagram::transport_config(node.keepalive);
+/// Transport settings of this node's connections, over an underlay that carries UDP payloads up to `largest` bytes.
+pub fn transport(node: &NodeConfig, largest: u16) -> TransportConfig {
+    let mut transport = datagram::transport_config_for(node.keepalive, largest);
     transport.enable_segmentation_offload(node.offloads.has(Offload::Gso));
     transport
 }
@@ -31,7 +32,7 @@ impl SocketOffloads {
     /// Hands the socket to quinn, with those of the wanted offloads that the kernel has.
     pub(super) fn open(socket: UdpSocket, wanted: Offloads, runtime: &dyn Runtime) -> io::Result<Self> {
         let same = socket.try_clone()?;
-        let socket = runtime.wrap_udp_socket(socket)?;
+        let socket: Arc<dyn AsyncUdpSocket> = Arc::new(Trains(runtime.wrap_udp_socket(socket)?));
         if !wanted.has(Offload::Gro) {
             // quinn switches it on wherever there is one
             setsockopt(&same, UdpGroSegment, &false).map_err(io::Error::from)?;
