@@ -242,7 +242,6 @@ fn ways(lab: &Lab, vm: &str, destinations: &[String]) -> BTreeMap<String, String
 }
 
 #[test]
-#[ignore = "forwarding takes the first of several elected egress nodes as yet"]
 fn flows_are_spread_over_two_egress_nodes_and_the_loss_of_one_moves_its_own_alone() {
     let mut lab = lab(3, 2, "egress_balance = true");
     let destinations: Vec<String> = (101..=140).map(|n| format!("192.0.2.{n}")).collect();

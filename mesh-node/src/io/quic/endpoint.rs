@@ -7,9 +7,7 @@ use anyhow::Context;
 use aws_lc_rs::{digest, hmac};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
-use quinn::{
-    ClientConfig, Endpoint, EndpointConfig, Runtime as _, ServerConfig, TokioRuntime, TransportConfig,
-};
+use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig};
 use rand::RngCore;
 use socket2::{Domain, Protocol, Socket, Type};
 
