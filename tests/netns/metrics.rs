@@ -144,7 +144,8 @@ fn a_peers_series_go_when_it_is_removed_and_every_counter_is_there_before_it_cam
     let alone = lab.scrape("ph1");
     for metric in listed() {
         let of_somebody = metric.starts_with("mesh_peer_")
-            || ["mesh_egress_active", "mesh_egress_probe_success"].contains(&metric.as_str())
+            || ["mesh_egress_active", "mesh_egress_pinned_flows", "mesh_egress_probe_success"]
+                .contains(&metric.as_str())
             || ["mesh_egress_transmit", "mesh_egress_receive"].iter().any(|start| metric.starts_with(start));
         let histogram = alone.has(&format!("{metric}_bucket"));
         assert_eq!(alone.has(&metric) || histogram, !of_somebody, "{metric}");
