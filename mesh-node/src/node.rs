@@ -291,13 +291,25 @@ impl Node {
     }
 }
 
+/// Between two tries to take the place, and how many. One that was killed while it started `nft` still holds it until that
+/// has begun.
+const PLACE_PAUSE: Duration = Duration::from_millis(50);
+const PLACE_TRIES: u32 = 10;
+
 /// Holds this host's place for one node. Its kernel state has fixed names, so that a second node would first clean away
 /// what the first one needs. An abstract socket belongs to a network namespace, as that state does, and ends with us.
 async fn only_node() -> anyhow::Result<Option<tokio::net::UnixListener>> {
     use std::os::linux::net::SocketAddrExt as _;
     use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
     let address = SocketAddr::from_abstract_name("mesh-node").context("name of the lock")?;
-    match UnixListener::bind_addr(&address) {
+    let mut place = UnixListener::bind_addr(&address);
+    for _ in 0..PLACE_TRIES {
+        if place.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse) {
+            tokio::time::sleep(PLACE_PAUSE).await;
+            place = UnixListener::bind_addr(&address);
+        }
+    }
+    match place {
         Ok(listener) => {
             listener.set_nonblocking(true)?;
             Ok(Some(tokio::net::UnixListener::from_std(listener)?))
