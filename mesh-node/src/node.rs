@@ -10,11 +10,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::config::{Config, OnStop};
+use crate::config::{Config, OnStop, Transport};
 use crate::control::Control;
 use crate::control::event::{Input, LocalNetwork};
 use crate::control::host::HostState;
-use crate::control_loop::{self, Wiring};
+use crate::control_loop::{self, LaneSetup, Wiring};
 use crate::devices::Devices;
 use crate::forward::counters::Counters;
 use crate::io;
@@ -74,17 +74,23 @@ pub async fn run(
     for error in complaints {
         tell(Notice::StateDamaged { error });
     }
-    let quic = io::quic::endpoint::bind(
-        node.listen,
-        &credentials,
-        io::quic::datagram::transport_config(node.keepalive),
-    )?;
+    let transport = io::quic::datagram::transport_config(node.keepalive);
+    let (quic, wire) = match node.transport {
+        Transport::Datagram => (io::quic::endpoint::bind(node.listen, &credentials, transport)?, None),
+        Transport::Lanes => {
+            let (quic, wire) = io::quic::endpoint::bind_shared(node.listen, &credentials, transport)?;
+            (quic, Some(wire))
+        }
+    };
 
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let (wanted_tx, wanted) = mpsc::channel(64);
     let counters = Arc::new(Counters::new());
-    let loops = PacketLoops::start(snapshot.clone(), counters.clone(), wanted_tx)
+    let mut loops = PacketLoops::start(snapshot.clone(), counters.clone(), wanted_tx)
         .context("start the packet loops")?;
+    if let Some(wire) = &wire {
+        loops.receive_lanes(wire.clone()).context("start the lanes thread")?;
+    }
     let devices = Devices::start(loops, &local.networks)?;
     let mut sync = HostSync::open(&node.state_dir).await.context("open the kernel's configuration")?;
     for what in sync.clean_leftovers().await.context("clean what an earlier run left")? {
@@ -113,7 +119,10 @@ pub async fn run(
     let api = io::api::serve(&node.control_socket, queries_tx.clone(), reloads_tx, log, api_stopped)
         .with_context(|| format!("control socket {}", node.control_socket.display()))?;
     let prober = Prober::start(events_tx.clone(), prioritise).context("start the probing thread")?;
-    let context = Context { hello: control.hello(), events: events_tx.clone() };
+    let context =
+        Context { hello: control.hello(), certificate: credentials.leaf()?, events: events_tx.clone() };
+    let packets = u64::from(node.lane_packets);
+    let lanes = wire.map(|wire| LaneSetup { wire, events: events_tx.clone(), packets });
     let wiring = Wiring {
         events,
         queries,
@@ -122,6 +131,7 @@ pub async fn run(
         quic: quic.clone(),
         context,
         snapshot,
+        lanes,
         prober,
         inbound: devices.inbound(),
         host: host_tx,

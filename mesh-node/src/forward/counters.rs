@@ -90,9 +90,35 @@ impl TrafficCount {
     }
 }
 
+/// What a peer's lanes saw of the underlay, as read or to be added. In packets of lanes, each of which may hold several inner
+/// packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LaneCount {
+    /// Sent by the peer and missing here.
+    pub lost: u64,
+    /// Came after a later one.
+    pub reordered: u64,
+    /// Came twice: refused.
+    pub duplicate: u64,
+    /// Older than the replay window: refused.
+    pub replayed: u64,
+    /// Not authentic: refused.
+    pub forged: u64,
+}
+
+#[derive(Debug, Default)]
+struct LaneCounts {
+    lost: Count,
+    reordered: Count,
+    duplicate: Count,
+    replayed: Count,
+    forged: Count,
+}
+
 /// What one peer sent and was sent: kept over its tunnels.
 #[derive(Debug)]
 pub struct PeerCounters {
+    lane: LaneCounts,
     traffic: [Traffic; 2],
     /// By `NetworkIx`: to the Internet by this peer as egress node, and from there.
     egress: Vec<[Traffic; 2]>,
@@ -101,7 +127,7 @@ pub struct PeerCounters {
 impl Default for PeerCounters {
     fn default() -> Self {
         let egress = (0..MAX_NETWORKS).map(|_| Default::default()).collect();
-        Self { traffic: Default::default(), egress }
+        Self { lane: LaneCounts::default(), traffic: Default::default(), egress }
     }
 }
 
@@ -114,6 +140,26 @@ impl PeerCounters {
     /// The count.
     pub fn read(&self, direction: Direction) -> TrafficCount {
         self.traffic[direction as usize].read()
+    }
+
+    /// Counts what a lane saw.
+    pub fn add_lane(&self, count: LaneCount) {
+        self.lane.lost.add(count.lost);
+        self.lane.reordered.add(count.reordered);
+        self.lane.duplicate.add(count.duplicate);
+        self.lane.replayed.add(count.replayed);
+        self.lane.forged.add(count.forged);
+    }
+
+    /// The count.
+    pub fn read_lane(&self) -> LaneCount {
+        LaneCount {
+            lost: self.lane.lost.read(),
+            reordered: self.lane.reordered.read(),
+            duplicate: self.lane.duplicate.read(),
+            replayed: self.lane.replayed.read(),
+            forged: self.lane.forged.read(),
+        }
     }
 
     /// Counts packets of a network to the Internet (outbound) or from there (inbound), with the peer as egress node.
@@ -203,6 +249,8 @@ pub enum Worker {
     Outbound(NetworkIx),
     /// From the tunnels to every TUN.
     Inbound,
+    /// From the UDP socket to every TUN: packets of lanes.
+    Lanes,
 }
 
 impl Worker {
@@ -211,6 +259,7 @@ impl Worker {
         match self {
             Self::Outbound(network) => format!("mesh-out-{}", network.0),
             Self::Inbound => "mesh-in".to_owned(),
+            Self::Lanes => "mesh-lanes".to_owned(),
         }
     }
 
@@ -218,7 +267,7 @@ impl Worker {
     pub fn direction(self) -> Direction {
         match self {
             Self::Outbound(_) => Direction::Outbound,
-            Self::Inbound => Direction::Inbound,
+            Self::Inbound | Self::Lanes => Direction::Inbound,
         }
     }
 }
@@ -241,6 +290,9 @@ pub struct Counters {
     /// By `NetworkIx`.
     networks: Vec<NetworkCounts>,
     inbound: WorkerCounts,
+    lanes: WorkerCounts,
+    unknown_lane: Count,
+    port_dropped: Count,
 }
 
 impl Default for Counters {
@@ -256,7 +308,16 @@ impl Counters {
             dropped: Default::default(),
             networks: (0..MAX_NETWORKS).map(|_| NetworkCounts::default()).collect(),
             inbound: WorkerCounts::default(),
+            lanes: WorkerCounts::default(),
+            unknown_lane: Count::default(),
+            port_dropped: Count::default(),
         }
+    }
+
+    /// Counts datagrams of no lane that is known, and datagrams that found QUIC's queue full.
+    pub fn strays(&self, unknown_lane: u64, port_dropped: u64) {
+        self.unknown_lane.add(unknown_lane);
+        self.port_dropped.add(port_dropped);
     }
 
     /// Counts dropped packets.
@@ -291,6 +352,7 @@ impl Counters {
         match worker {
             Worker::Outbound(network) => self.networks.get(usize::from(network.0)).map(|n| &n.worker),
             Worker::Inbound => Some(&self.inbound),
+            Worker::Lanes => Some(&self.lanes),
         }
     }
 
@@ -312,6 +374,9 @@ impl Counters {
             inbound: DirectionSnapshot { dropped: dropped(Direction::Inbound) },
             networks: self.networks.iter().map(network).collect(),
             inbound_worker: self.inbound.read(),
+            lanes_worker: self.lanes.read(),
+            unknown_lane: self.unknown_lane.read(),
+            port_dropped: self.port_dropped.read(),
         }
     }
 }
@@ -325,6 +390,11 @@ pub struct Snapshot {
     pub inbound: DirectionSnapshot,
     networks: Vec<NetworkSnapshot>,
     inbound_worker: WorkerSnapshot,
+    lanes_worker: WorkerSnapshot,
+    /// Datagrams that name a lane that this node does not have.
+    pub unknown_lane: u64,
+    /// Datagrams that found QUIC's queue behind the shared socket full.
+    pub port_dropped: u64,
 }
 
 impl Snapshot {
@@ -346,6 +416,7 @@ impl Snapshot {
         match worker {
             Worker::Outbound(network) => self.network(network).worker,
             Worker::Inbound => self.inbound_worker,
+            Worker::Lanes => self.lanes_worker,
         }
     }
 }
