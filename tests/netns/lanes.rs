@@ -66,7 +66,7 @@ fn packets_of_every_kind_and_size_travel_on_lanes() {
     }
     // they were the lane's: 320 MB are more than 200,000 packets
     assert!(before - lane(&lab, "ph1", "ph2", "packets_left") > 200_000);
-    assert!(lab.metric("ph2", "mesh_worker_packets_total", "mesh-lanes") > 200_000.0);
+    assert!(lab.metric("ph2", "mesh_worker_receive_packets_total", "mesh-lanes") > 200_000.0);
     let refused = lab.metric("ph2", "mesh_peer_lane_refused_packets_total", "");
     assert_eq!(refused, 0.0, "{}", lab.metrics("ph2"));
     let shown = lab.ctl("ph1", &["peer", "show", "ph2"]).unwrap().stdout;

@@ -92,7 +92,10 @@ pub fn input(control: &Control, view: &View<'_>, counters: &Counters, kernel: &K
         dropped.iter().map(move |(reason, n)| (direction.as_str(), reason.as_str(), *n))
     });
     let networks = control.local_networks();
-    let workers = networks.iter().map(|n| Worker::Outbound(n.ix)).chain([Worker::Inbound]);
+    // in standard mode that thread does not exist; with lanes it has seen the first handshake
+    let lanes = (counts.worker(Worker::Lanes).batches > 0).then_some(Worker::Lanes);
+    let inbound = [Worker::Inbound].into_iter().chain(lanes);
+    let workers = networks.iter().map(|n| Worker::Outbound(n.ix)).chain(inbound);
     let handshakes = &control.counts().handshakes;
     let handshakes = Durations {
         buckets: HANDSHAKE_BUCKETS.into_iter().zip(handshakes.within).collect(),
@@ -112,7 +115,8 @@ pub fn input(control: &Control, view: &View<'_>, counters: &Counters, kernel: &K
         workers: workers.map(|w| worker(w, &counts)).collect(),
         drops: drops.collect(),
         handshake_failures: failures.into_iter().map(|(r, n)| (r.to_owned(), n)).collect(),
-        socket_dropped: kernel.socket,
+        socket_dropped: kernel.socket + counts.port_dropped,
+        unknown_lane: counts.unknown_lane,
         records_refused: control.counts().records_refused,
         certificate_expiry: control.certificate_expiry(),
         revocations: 0,
@@ -129,6 +133,7 @@ fn peers(control: &Control, view: &View<'_>) -> Vec<PeerMetrics> {
             path_mtu_bytes: gauge.path_mtu_bytes,
             receive,
             transmit,
+            lane: gauge.underlay,
         }
     };
     control.peer_gauges(view.live).into_iter().map(peer).collect()
