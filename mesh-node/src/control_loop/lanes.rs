@@ -111,7 +111,10 @@ impl Lanes {
         let session = self.sessions.get_mut(&conn)?;
         let events = setup.events.clone();
         let half_used = Box::new(move |lane| events.try_send(Event::LaneHalfUsed { conn, lane }).is_ok());
-        let carrier = Arc::new(LaneCarrier::new(setup.wire.socket.clone(), connection, half_used));
+        // neither changes: a connection does not migrate
+        let (to, from) = (connection.remote_address(), connection.local_ip());
+        let carrier = LaneCarrier::new(setup.wire.socket.clone(), to, from, connection.clone(), half_used);
+        let carrier = Arc::new(carrier);
         session.carrier = Some(carrier.clone());
         Some(carrier)
     }

@@ -245,3 +245,46 @@ impl Strays {
         self.passed <= STRAYS_A_SECOND
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_unknown_lanes_reaches_quinn_a_bounded_number_of_times_a_second() {
+        let start = Instant::now();
+        let mut strays = Strays { since: start, passed: 0 };
+        for second in 0..3 {
+            let now = start + Duration::from_secs(second);
+            let passed = (0..10_000).filter(|_| strays.may_pass(now)).count();
+            assert_eq!(passed, STRAYS_A_SECOND as usize);
+        }
+    }
+
+    #[test]
+    fn datagrams_are_told_apart_one_by_one_within_a_train() {
+        let lanes = LaneMap::new();
+        let [quic, long, stray] =
+            [[0x40u8, 1], [0xc0, 0x80], [0x40, 0x80]].map(|head| [&head[..], &[0; 18]].concat());
+        for (train, runs) in [
+            (vec![&quic, &quic, &long, &stray, &stray, &quic], vec![60, 40, 20]),
+            (vec![&stray], vec![20]),
+            (vec![&quic, &stray], vec![20, 20]),
+        ] {
+            let mut bytes: Vec<u8> = train.into_iter().flatten().copied().collect();
+            // the last may be shorter
+            bytes.pop();
+            let mut found = Vec::new();
+            let mut at = 0;
+            while at < bytes.len() {
+                let (lane, len) = run_of(&lanes, &bytes[at..], 20);
+                assert!(lane.is_none());
+                found.push(len);
+                at += len;
+            }
+            let mut expected = runs;
+            *expected.last_mut().unwrap() -= 1;
+            assert_eq!(found, expected);
+        }
+    }
+}

@@ -58,13 +58,19 @@ impl fmt::Debug for LaneCarrier {
 }
 
 impl LaneCarrier {
-    /// To the other end of `connection`, without a lane so far.
-    pub fn new(socket: Arc<LaneSocket>, connection: &quinn::Connection, half_used: HalfUsed) -> Self {
+    /// To a peer's address, from one of ours, beside `connection`; without a lane so far.
+    pub fn new(
+        socket: Arc<LaneSocket>,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        connection: quinn::Connection,
+        half_used: HalfUsed,
+    ) -> Self {
         Self {
             socket,
-            to: connection.remote_address(),
-            from: connection.local_ip(),
-            datagrams: Datagrams::new(connection.clone()),
+            to,
+            from,
+            datagrams: Datagrams::new(connection),
             half_used,
             sending: Mutex::default(),
             next: Mutex::default(),
@@ -122,7 +128,9 @@ impl LaneCarrier {
 
 impl Carrier for LaneCarrier {
     fn send(&self, batch: &mut OutBatch) -> Sent {
-        let mut sent = self.send_on_lane(batch);
+        // a lane ends with its connection: what is left is counted as such by the other way
+        let ended = self.datagrams.closed();
+        let mut sent = if ended { Sent::default() } else { self.send_on_lane(batch) };
         if !batch.is_empty() {
             sent.add(self.datagrams.send(batch));
         }
