@@ -154,3 +154,17 @@ fn a_tunnel_whose_lanes_alone_are_busy_stays_up_and_is_answered() {
     assert_eq!(peer(&lab, "ph1", "ph2")["since"], since, "{}", lab.log("ph1"));
     assert!(lab.ctl("ph1", &["ping", "ph2"]).unwrap().ok());
 }
+
+#[test]
+fn a_path_that_becomes_narrow_without_a_word_is_followed() {
+    let mut lab = lanes();
+    lab.serve("vm2").unwrap();
+    let mtu = || peer(&lab, "ph1", "ph2")["path_mtu_bytes"].as_u64().unwrap_or_default();
+    assert!(wait_until(Duration::from_secs(10), || mtu() > 1400), "{}", mtu());
+    lab.underlay_mtu("ph1", 1280).unwrap();
+    let narrowed = std::time::Instant::now();
+    // somebody goes on sending large packets
+    lab.exec("vm1", &["ping", "-q", "-n", "-i", "0.05", "-c", "200", "-W", "1", "-s", "1300", VM2]).unwrap();
+    assert!(mtu() < 1280, "{} after {:?}", mtu(), narrowed.elapsed());
+    assert!(lab.transfer("vm1", VM2, 1 << 20).unwrap().ok());
+}

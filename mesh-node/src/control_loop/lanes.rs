@@ -10,9 +10,9 @@ use tracing::debug;
 
 use crate::control::event::ConnId;
 use crate::control::status::LaneFigures;
-use crate::io::lane::LaneWire;
 use crate::io::lane::carrier::LaneCarrier;
 use crate::io::lane::table::LaneEnd;
+use crate::io::lane::{LaneWire, path};
 use crate::io::liveness::Heard;
 use crate::io::now;
 use crate::io::quic::connection::Event;
@@ -115,6 +115,7 @@ impl Lanes {
         let (to, from) = (connection.remote_address(), connection.local_ip());
         let carrier = LaneCarrier::new(setup.wire.socket.clone(), to, from, connection.clone(), half_used);
         let carrier = Arc::new(carrier);
+        tokio::spawn(path::keep_true(connection.clone(), carrier.clone()));
         session.carrier = Some(carrier.clone());
         Some(carrier)
     }

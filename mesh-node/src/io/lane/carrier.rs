@@ -34,6 +34,8 @@ pub struct LaneCarrier {
     has_next: AtomicBool,
     /// Packets that the lane in use may still carry; 0: none is in use.
     left: AtomicU64,
+    /// Frames that left on lanes.
+    sent: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +78,7 @@ impl LaneCarrier {
             next: Mutex::default(),
             has_next: AtomicBool::new(false),
             left: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
         }
     }
 
@@ -92,6 +95,11 @@ impl LaneCarrier {
         Some(self.left.load(Relaxed)).filter(|left| *left > 0)
     }
 
+    /// Frames that have left on lanes.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
+
     fn send_on_lane(&self, batch: &mut OutBatch) -> Sent {
         let mut sending = lock(&self.sending);
         if self.has_next.swap(false, Relaxed)
@@ -106,6 +114,7 @@ impl LaneCarrier {
             self.socket.send(train, self.to, self.from, &mut patience)
         });
         batch.keep_last(packed.left);
+        self.sent.fetch_add(packed.sent.packets, Relaxed);
         let left = current.sealer.left();
         if !current.asked && left <= current.ask_at {
             current.asked = (self.half_used)(current.number);

@@ -8,6 +8,7 @@
 //! What a lane's packet is, `tunnel::lane` knows; who has lanes and when they change, the control loop.
 
 pub mod carrier;
+pub mod path;
 pub mod port;
 pub mod socket;
 pub mod table;
@@ -17,9 +18,6 @@ use std::sync::Arc;
 use port::Port;
 use socket::LaneSocket;
 use table::LaneTable;
-
-#[cfg(test)]
-mod tests;
 
 /// A node's one way to and from the wire, where it has lanes.
 #[derive(Debug, Clone)]
