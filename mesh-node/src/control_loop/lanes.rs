@@ -49,7 +49,8 @@ pub(super) struct Lanes {
 
 /// One tunnel's.
 struct Session {
-    secret: LaneSecret,
+    /// Until lanes have been made of it.
+    secret: Option<LaneSecret>,
     side: Side,
     heard: Arc<Heard>,
     writer: mpsc::Sender<Message>,
@@ -57,8 +58,6 @@ struct Session {
     carrier: Option<Arc<LaneCarrier>>,
     /// Once its packets may be taken.
     tunnel: Option<Arc<Tunnel>>,
-    /// The peer's offer has come.
-    answered: bool,
     agreement: Option<Agreement>,
     /// Lanes that can be received, the newest last.
     receiving: Vec<LaneId>,
@@ -87,13 +86,12 @@ impl Lanes {
         }
         let side = if dialed { Side::Client } else { Side::Server };
         let session = Session {
-            secret,
+            secret: Some(secret),
             side,
             heard,
             writer: writer.clone(),
             carrier: None,
             tunnel: None,
-            answered: false,
             agreement: None,
             receiving: Vec::new(),
             sending: None,
@@ -169,9 +167,7 @@ impl Lanes {
 
 impl Session {
     fn offered(&mut self, conn: ConnId, theirs: &LaneOffer, setup: &LaneSetup) -> Result<(), String> {
-        if std::mem::replace(&mut self.answered, true) {
-            return Err("a second offer of lanes".into());
-        }
+        let secret = self.secret.take().ok_or("a second offer of lanes")?;
         if theirs.ciphers.len() > MAX_CIPHERS {
             return Err(format!(
                 "an offer of {} ciphers, of which {MAX_CIPHERS} may be",
@@ -188,7 +184,7 @@ impl Session {
             return Ok(());
         };
         let both = [dialer, acceptor].map(|offer| Message::LaneOffer(offer.clone()).encode()).concat();
-        self.agreement = Some(Agreement::new(Ratchet::new(self.secret.bytes(), &both, cipher, self.side)));
+        self.agreement = Some(Agreement::new(Ratchet::new(secret.bytes(), &both, cipher, self.side)));
         self.start(conn, setup)
     }
 

@@ -26,10 +26,13 @@ pub async fn keep_true(connection: quinn::Connection, carrier: Arc<LaneCarrier>)
         }
         let lost_now = connection.stats().path.lost_packets;
         let sent_now = carrier.sent();
-        if lost_now != lost {
-            probe(&connection, SUSPICIONS);
-        } else if sent_now != sent {
-            probe(&connection, 1);
+        // in standard mode quinn's own packets tell it
+        if carrier.left().is_some() {
+            match (lost_now != lost, sent_now != sent) {
+                (true, _) => probe(&connection, SUSPICIONS),
+                (false, true) => probe(&connection, 1),
+                (false, false) => {}
+            }
         }
         (sent, lost) = (sent_now, lost_now);
     }

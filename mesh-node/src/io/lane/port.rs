@@ -188,3 +188,56 @@ impl UdpPoller for Poller {
         Poll::Ready(result)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port() -> Port {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        Port::new(Arc::new(LaneSocket::new(socket).unwrap()))
+    }
+
+    fn received(port: &Port) -> Vec<Vec<u8>> {
+        let mut room = vec![vec![0; 2000]; 32];
+        let mut buffers: Vec<_> = room.iter_mut().map(|room| IoSliceMut::new(room)).collect();
+        let mut meta = [RecvMeta::default(); 32];
+        let mut context = Context::from_waker(Waker::noop());
+        match port.poll_recv(&mut context, &mut buffers, &mut meta) {
+            Poll::Ready(count) => {
+                let count = count.unwrap();
+                (0..count).map(|at| room[at][..meta[at].len].to_vec()).collect()
+            }
+            Poll::Pending => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn who_knocks_cannot_crowd_out_who_is_in() {
+        let port = port();
+        let meta = RecvMeta { stride: 1200, ..RecvMeta::default() };
+        let initial = [0xc0; 1200];
+        let taken = (0..10_000).take_while(|_| port.push(meta, &initial)).count();
+        assert_eq!(taken, MAX_KNOCKING / 1200);
+        assert!(port.push(meta, &[0x40; 100]));
+        // and comes first
+        assert_eq!(received(&port)[0], [0x40; 100]);
+        assert!(port.push(meta, &initial), "there is room again");
+        let mut all = 0;
+        while !received(&port).is_empty() {
+            all += 1;
+        }
+        assert!(all > 0 && port.push(meta, &initial));
+    }
+
+    #[test]
+    fn what_is_larger_than_quinn_takes_is_left_out_and_nothing_else() {
+        let port = port();
+        for len in [10, 3000, 20] {
+            assert!(port.push(RecvMeta { stride: len, ..RecvMeta::default() }, &vec![0x40; len]));
+        }
+        let lens: Vec<usize> = received(&port).iter().map(Vec::len).collect();
+        assert_eq!(lens, [10, 20]);
+        assert!(received(&port).is_empty());
+    }
+}

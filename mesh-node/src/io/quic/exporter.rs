@@ -9,8 +9,8 @@ use mesh_proto::hello::Hello;
 /// RFC 5705 section 4: labels that are not registered begin so.
 const LABEL: &[u8] = b"EXPERIMENTAL mesh lanes 1";
 
-/// Known to the two ends of one connection, and to nobody else.
-#[derive(Clone)]
+/// Known to the two ends of one connection, and to nobody else. It is used once, and so cannot be copied: lanes made of it twice
+/// would have the same keys.
 pub struct LaneSecret([u8; 32]);
 
 impl fmt::Debug for LaneSecret {
