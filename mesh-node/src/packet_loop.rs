@@ -101,6 +101,7 @@ impl PacketLoops {
             let (shared, wire, stop) = (self.shared.clone(), wire.clone(), stop.clone());
             move || lanes::run(&shared, &wire, &stop)
         })?;
+        self.shared.counters.add_lanes_worker();
         self.lanes_thread = Some((wire, stop, thread));
         Ok(())
     }

@@ -111,8 +111,10 @@ fn any_sent() -> impl Strategy<Value = Sent> {
     ]
 }
 
-/// Each packet's family, protocol and payload; of TCP the bytes in order, however they were cut.
-fn through(pair: &Pair, packets: &[Sent]) -> (Vec<(bool, Vec<u8>)>, [Vec<u8>; 2]) {
+/// Datagrams of UDP, with their headers; of TCP the bytes in order, however they were cut, by family.
+type Arrived = (Vec<(bool, Vec<u8>)>, [Vec<u8>; 2]);
+
+fn through(pair: &Pair, packets: &[Sent]) -> Arrived {
     let (mut datagrams, mut streams) = (Vec::new(), [Vec::new(), Vec::new()]);
     let addresses = |v6: bool| match v6 {
         false => ["192.168.100.10", "10.77.1.10", "10.77.2.20", "192.168.100.20"].map(address),

@@ -10,7 +10,7 @@
 //!
 //! Drops going out, and what a peer is sent, are added to by one thread per network; every other count has one writer.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use mesh_proto::limits::MAX_NETWORKS;
@@ -291,6 +291,8 @@ pub struct Counters {
     networks: Vec<NetworkCounts>,
     inbound: WorkerCounts,
     lanes: WorkerCounts,
+    /// Whether that worker exists.
+    has_lanes: AtomicBool,
     unknown_lane: Count,
     port_dropped: Count,
 }
@@ -309,9 +311,15 @@ impl Counters {
             networks: (0..MAX_NETWORKS).map(|_| NetworkCounts::default()).collect(),
             inbound: WorkerCounts::default(),
             lanes: WorkerCounts::default(),
+            has_lanes: AtomicBool::new(false),
             unknown_lane: Count::default(),
             port_dropped: Count::default(),
         }
+    }
+
+    /// There is a worker for lanes: its counts exist from now on.
+    pub fn add_lanes_worker(&self) {
+        self.has_lanes.store(true, Relaxed);
     }
 
     /// Counts datagrams of no lane that is known, and datagrams that found QUIC's queue full.
@@ -375,6 +383,7 @@ impl Counters {
             networks: self.networks.iter().map(network).collect(),
             inbound_worker: self.inbound.read(),
             lanes_worker: self.lanes.read(),
+            has_lanes: self.has_lanes.load(Relaxed),
             unknown_lane: self.unknown_lane.read(),
             port_dropped: self.port_dropped.read(),
         }
@@ -391,6 +400,8 @@ pub struct Snapshot {
     networks: Vec<NetworkSnapshot>,
     inbound_worker: WorkerSnapshot,
     lanes_worker: WorkerSnapshot,
+    /// Whether there is a worker for lanes.
+    pub has_lanes: bool,
     /// Datagrams that name a lane that this node does not have.
     pub unknown_lane: u64,
     /// Datagrams that found QUIC's queue behind the shared socket full.

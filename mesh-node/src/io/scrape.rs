@@ -92,8 +92,7 @@ pub fn input(control: &Control, view: &View<'_>, counters: &Counters, kernel: &K
         dropped.iter().map(move |(reason, n)| (direction.as_str(), reason.as_str(), *n))
     });
     let networks = control.local_networks();
-    // in standard mode that thread does not exist; with lanes it has seen the first handshake
-    let lanes = (counts.worker(Worker::Lanes).batches > 0).then_some(Worker::Lanes);
+    let lanes = counts.has_lanes.then_some(Worker::Lanes);
     let inbound = [Worker::Inbound].into_iter().chain(lanes);
     let workers = networks.iter().map(|n| Worker::Outbound(n.ix)).chain(inbound);
     let handshakes = &control.counts().handshakes;

@@ -8,7 +8,7 @@ use super::frames::{Frames, Malformed};
 use super::keys::{Cipher, Lane, Ratchet, Side};
 use super::open::{Opener, Refused};
 use super::seal::{Sealer, Spent};
-use super::train::{MAX_DATAGRAMS, MAX_TRAIN, Packer, SHARES, Taken, Train};
+use super::train::{MAX_DATAGRAMS, MAX_TRAIN, Packer, Taken, Train};
 use super::window::{Arrival, Counts, REORDERING, SIZE, Window};
 use super::*;
 use crate::tunnel::{OutBatch, Sent};
@@ -259,8 +259,11 @@ fn a_lane_out_of_turn_is_a_breach() {
     assert_eq!(a.handle_ready(3).unwrap_err(), OutOfTurn(3));
 }
 
-/// Packs frames of these sizes, with a lane of so many packets; gives the trains, what came out at the other end, and the books.
-fn packed(sizes: &[usize], largest: usize, limit: u64) -> (Vec<(usize, usize)>, Vec<Vec<u8>>, Sent, usize) {
+/// Bytes of each train and of its datagrams, the frames that came out at the other end, and the books.
+type Outcome = (Vec<(usize, usize)>, Vec<Vec<u8>>, Sent, usize);
+
+/// Packs frames of these sizes, with a lane of so many packets.
+fn packed(sizes: &[usize], largest: usize, limit: u64) -> Outcome {
     let (a, mut b) = pair(Cipher::Aes128Gcm);
     let mut sealer = a.sealer.limited(limit);
     let mut batch = OutBatch { room: ROOM, ..OutBatch::default() };
