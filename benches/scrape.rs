@@ -35,7 +35,7 @@ struct Busy;
 
 impl Live for Busy {
     fn figures(&self, _: ConnId) -> Option<Figures> {
-        Some(Figures { rtt: Duration::from_micros(412) })
+        Some(Figures { rtt: Duration::from_micros(412), lane: None })
     }
 
     fn traffic(&self, peer: PeerIx) -> Traffic {

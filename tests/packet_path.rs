@@ -24,13 +24,15 @@ use mesh_node::io::quic::aside::Aside;
 use mesh_node::io::quic::datagram::{Datagrams, read_datagrams, transport_config};
 use mesh_node::io::tun::{Tun, VNET_HEADER};
 use mesh_node::packet_loop::PacketLoops;
-use mesh_node::tunnel::{Snapshot, Tunnel};
+use mesh_node::tunnel::{Carrier, Snapshot, Tunnel};
 use mesh_proto::ip::Packet;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 #[path = "packet_path/counts.rs"]
 mod counts;
+#[path = "packet_path/lanes.rs"]
+mod lanes;
 
 /// Each node has one other, and that is its peer 0.
 const PEER: PeerIx = PeerIx(0);
@@ -49,6 +51,11 @@ struct Node {
     wanted: mpsc::Receiver<PeerIx>,
     loops: PacketLoops,
     connection: quinn::Connection,
+    tunnel: Arc<Tunnel>,
+}
+
+fn standard(connection: &quinn::Connection) -> Arc<dyn Carrier> {
+    Arc::new(Datagrams::new(connection.clone()))
 }
 
 struct Pair {
@@ -63,8 +70,8 @@ impl Pair {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (endpoints, [a, b]) = runtime.block_on(connect());
-        let a = Node::new(&runtime, a, (NETWORK_A, spec(1, 2)), NETWORK_B);
-        let b = Node::new(&runtime, b, (NETWORK_B, spec(2, 1)), NETWORK_A);
+        let a = Node::new(&runtime, a, (NETWORK_A, spec(1, 2)), NETWORK_B, standard);
+        let b = Node::new(&runtime, b, (NETWORK_B, spec(2, 1)), NETWORK_A, standard);
         Self { a, b, _endpoints: endpoints, runtime }
     }
 }
@@ -75,6 +82,7 @@ impl Node {
         connection: quinn::Connection,
         own: (NetworkIx, NetworkSpec),
         theirs: NetworkIx,
+        carrier: impl FnOnce(&quinn::Connection) -> Arc<dyn Carrier>,
     ) -> Self {
         let (network, spec) = own;
         let (vm, device) = UnixDatagram::pair().unwrap();
@@ -83,7 +91,7 @@ impl Node {
         let mut handles = vec![None; 8];
         handles[usize::from(network.0)] = Some(theirs.0);
         let counters = Arc::new(Counters::default());
-        let carrier = Arc::new(Datagrams::new(connection.clone()));
+        let carrier = carrier(&connection);
         let peer = Arc::new(PeerCounters::default());
         let tunnel = Arc::new(Tunnel::new(PEER, handles, carrier, peer.clone()));
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot {
@@ -93,8 +101,9 @@ impl Node {
         let (wanted_sender, wanted) = mpsc::channel(4);
         let mut loops = PacketLoops::start(snapshot, counters.clone(), wanted_sender).unwrap();
         loops.add_network(network, tun).unwrap();
-        runtime.spawn(read_datagrams(connection.clone(), tunnel, loops.inbound(), Aside::default()));
-        Self { vm, counters, peer, network, wanted, loops, connection }
+        let (inbound, reader) = (loops.inbound(), tunnel.clone());
+        runtime.spawn(read_datagrams(connection.clone(), reader, inbound, Aside::default()));
+        Self { vm, counters, peer, network, wanted, loops, connection, tunnel }
     }
 
     fn send(&self, packet: &[u8]) {

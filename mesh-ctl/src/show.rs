@@ -302,13 +302,31 @@ pub(crate) fn peer(p: &api::Peer) -> String {
         ("origin", p.origin.clone()),
         ("rtt", rtt(p.rtt_seconds)),
         ("path mtu", or_dash(&p.path_mtu_bytes)),
-        ("transport", or_dash(&p.transport)),
+        ("transport", transport(p)),
         ("certificate", p.certificate_expires.as_ref().map_or_else(|| "-".into(), |t| format!("until {t}"))),
         ("received", format!("{} packets, {}", p.receive_packets, bytes(p.receive_bytes))),
         ("sent", format!("{} packets, {}", p.transmit_packets, bytes(p.transmit_bytes))),
     ]);
     entries.extend(p.networks.iter().map(|n| ("network", n.clone())));
     list(&entries)
+}
+
+fn transport(p: &api::Peer) -> String {
+    let Some(lane) = &p.lane else { return or_dash(&p.transport) };
+    let refused = match lane.refused_packets {
+        0 => String::new(),
+        refused => format!(", {refused} refused"),
+    };
+    format!(
+        "{} ({}, lane {}, {:.0} s old, {} packets left; from the peer {} lost, {} reordered{refused})",
+        or_dash(&p.transport),
+        lane.cipher,
+        lane.number,
+        lane.age_seconds,
+        lane.packets_left,
+        lane.lost_packets,
+        lane.reordered_packets,
+    )
 }
 
 /// All networks.

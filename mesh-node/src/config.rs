@@ -70,11 +70,27 @@ pub struct NodeConfig {
     pub on_stop: OnStop,
     /// What to do about others' chains that drop our traffic.
     pub foreign_chains: ForeignChains,
+    /// How packets travel.
+    pub transport: Transport,
+    /// Packets after which the next lane takes over.
+    pub lane_packets: u32,
     /// Packet workers.
     pub workers: u16,
     /// What the kernel may do in larger pieces.
     pub offloads: Offloads,
 }
+
+/// How packets travel to peers that can do the same; to all others they travel as datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// DATAGRAM frames of QUIC connections (RFC 9221).
+    Datagram,
+    /// Packets of QUIC's shape with keys of their own.
+    Lanes,
+}
+
+/// Half of what AES-GCM may protect with one key (RFC 9001 section 6.6).
+pub const LANE_PACKETS: u32 = 1 << 22;
 
 /// How an egress node is probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,6 +255,8 @@ impl NodeConfig {
         self.keepalive = running.keepalive;
         self.workers = running.workers;
         self.offloads = running.offloads;
+        self.transport = running.transport;
+        self.lane_packets = running.lane_packets;
     }
 }
 
@@ -284,10 +302,10 @@ fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
         other => other,
     });
     let metrics = w.one(s, "metrics", |t| if t == "off" { Ok(None) } else { address(t).map(Some) });
-    w.one(s, "transport", |t| match t {
-        "datagram" => Ok(()),
-        "lanes" => Err("not supported by this version; write \"datagram\" or remove it".into()),
-        _ => Err("is no transport; write \"datagram\"".into()),
+    let transport = w.one(s, "transport", |t| match t {
+        "datagram" => Ok(Transport::Datagram),
+        "lanes" => Ok(Transport::Lanes),
+        _ => Err("is no transport; write \"datagram\" or \"lanes\"".into()),
     });
     if w.number(s, "workers", 0, u32::MAX).is_some_and(|n| n != 1) {
         w.at(s, "workers", "not supported by this version; write 1 or remove it");
@@ -328,6 +346,8 @@ fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
                 _ => Err("write \"report\" or \"insert\"".into()),
             })
             .unwrap_or(ForeignChains::Report),
+        transport: transport.unwrap_or(Transport::Datagram),
+        lane_packets: w.number(s, "lane_packets", 1000, LANE_PACKETS).unwrap_or(LANE_PACKETS),
         workers: 1,
         offloads,
     }

@@ -1,5 +1,7 @@
 //! The one task that owns `Control`: an input in, its outputs carried out in order, one alarm set. It decides nothing.
 
+mod lanes;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +17,7 @@ use crate::control::Control;
 use crate::control::event::{ConnId, Input, Output, Saved, Target, TunnelSpec};
 use crate::control::host::HostState;
 use crate::control::status::{self, Figures, PathFigures, Traffic};
-use crate::forward::counters::{Counters, Direction, PeerCounters};
+use crate::forward::counters::{Counters, Direction, LaneCount, PeerCounters};
 use crate::forward::fib::{Egress, Fib, NetworkIx, NetworkSpec, PeerIx};
 use crate::io::host::{conntrack, flows};
 use crate::io::liveness::Prober;
@@ -30,7 +32,9 @@ use crate::io::trace::Tracer;
 
 use crate::notice::Notice;
 use crate::packet_loop::Waker;
-use crate::tunnel::{Snapshot, Tunnel};
+use crate::tunnel::{Carrier, Snapshot, Tunnel};
+pub use lanes::LaneSetup;
+use lanes::Lanes;
 
 /// How long a polite goodbye may take to reach the peers.
 const GOODBYE: Duration = Duration::from_millis(300);
@@ -55,6 +59,8 @@ pub struct Wiring {
     pub context: Context,
     /// What the packet loops read.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Lanes, where this node has them.
+    pub lanes: Option<LaneSetup>,
     /// Probes of tunnels.
     pub prober: Prober,
     /// Where a tunnel's packets go.
@@ -77,6 +83,7 @@ pub struct Wiring {
 struct Figured<'a> {
     live: &'a BTreeMap<ConnId, Live>,
     counters: &'a Counters,
+    lanes: &'a Lanes,
     traffic: &'a BTreeMap<PeerIx, Arc<PeerCounters>>,
 }
 
@@ -86,7 +93,12 @@ impl status::Live for Figured<'_> {
     }
 
     fn figures(&self, conn: ConnId) -> Option<Figures> {
-        self.live.get(&conn).map(|l| Figures { rtt: l.connection.rtt() })
+        let live = self.live.get(&conn)?;
+        Some(Figures { rtt: live.connection.rtt(), lane: self.lanes.figures(conn) })
+    }
+
+    fn underlay(&self, peer: PeerIx) -> LaneCount {
+        self.traffic.get(&peer).map(|counters| counters.read_lane()).unwrap_or_default()
     }
 
     fn path(&self, conn: ConnId) -> Option<PathFigures> {
@@ -135,6 +147,7 @@ struct Live {
 /// Runs until told to stop; then says goodbye.
 pub async fn run(mut control: Control, mut wiring: Wiring) {
     let mut state = Loop {
+        lanes: Lanes::new(wiring.lanes.take()),
         live: BTreeMap::new(),
         traffic: BTreeMap::new(),
         dials: BTreeMap::new(),
@@ -201,6 +214,7 @@ async fn forget_flows(marks: Vec<u32>) {
 
 struct Loop {
     live: BTreeMap<ConnId, Live>,
+    lanes: Lanes,
     /// Kept over a peer's tunnels: a counter does not go back.
     traffic: BTreeMap<PeerIx, Arc<PeerCounters>>,
     /// Ends a dial that has not got through; the last one to each target.
@@ -210,7 +224,7 @@ struct Loop {
     /// Number of the last desired kernel state.
     host_wanted: u64,
     /// Tunnels just published that nothing reads from yet.
-    unread: Vec<(quinn::Connection, Arc<Tunnel>, Aside)>,
+    unread: Vec<(ConnId, quinn::Connection, Arc<Tunnel>, Aside)>,
     /// Counts tracked connections while it is wanted.
     counting: JoinSet<()>,
     counters: Arc<Counters>,
@@ -222,23 +236,43 @@ impl Loop {
     fn event(&mut self, control: &mut Control, event: Event, wiring: &mut Wiring) {
         let input = match event {
             Event::Input(input) => input,
-            Event::Up { input, conn, connection, writer } => {
+            Event::Up { input, conn, connection, writer, secret } => {
                 let aside = Aside::new(conn, wiring.prober.clone());
+                let dialed = matches!(&input, Input::TunnelUp { dialed: Some(_), .. });
+                self.lanes.opened(conn, dialed, secret, &writer, aside.heard.clone());
                 wiring.prober.open(conn, connection.clone(), aside.heard.clone());
                 self.live.insert(conn, Live { connection, writer, tunnel: None, aside });
                 input
             }
-            Event::Reload { input, client, done } => {
+            Event::Readable { conn } => {
+                let tunnel = self.live.get(&conn).and_then(|live| live.tunnel.clone());
+                let started = tunnel.map_or(Ok(()), |tunnel| self.lanes.readable(conn, tunnel));
+                return breach(control, conn, started);
+            }
+            Event::LaneHalfUsed { conn, lane } => {
+                let changed = self.lanes.half_used(conn, lane);
+                return breach(control, conn, changed);
+            }
+            Event::Reload { input, client, certificate, done } => {
                 wiring.quic.set_default_client_config(client);
+                wiring.context.certificate = certificate;
                 control.handle(input, now());
                 self.carry_out(control, wiring);
                 let _ = done.send(self.host_wanted);
                 return;
             }
         };
-        if let Input::TunnelClosed { conn, .. } = &input {
-            self.live.remove(conn);
-            wiring.prober.close(*conn);
+        match &input {
+            Input::TunnelClosed { conn, .. } => {
+                self.live.remove(conn);
+                self.lanes.closed(*conn);
+                wiring.prober.close(*conn);
+            }
+            Input::Message { conn, message } => {
+                let (conn, taken) = (*conn, self.lanes.message(*conn, message));
+                breach(control, conn, taken);
+            }
+            _ => {}
         }
         control.handle(input, now());
     }
@@ -246,7 +280,12 @@ impl Loop {
     fn query(&mut self, control: &mut Control, query: Query) {
         match query {
             Query::Ask(ask) => {
-                let live = Figured { live: &self.live, counters: &self.counters, traffic: &self.traffic };
+                let live = Figured {
+                    live: &self.live,
+                    lanes: &self.lanes,
+                    counters: &self.counters,
+                    traffic: &self.traffic,
+                };
                 ask(control, &View { now: now(), live: &live });
             }
             Query::Ping { peer, size, reply } => {
@@ -329,19 +368,28 @@ impl Loop {
                 }
             }
         }
-        for (connection, tunnel, aside) in std::mem::take(&mut self.unread) {
-            self.read(connection, tunnel, aside, wiring);
+        for (conn, connection, tunnel, aside) in std::mem::take(&mut self.unread) {
+            self.read(conn, connection, tunnel, aside, wiring);
         }
     }
 
     /// Reads from a new tunnel once the kernel has the routes back to its peer: what the kernel answers by itself, an ICMP
     /// error to a peer's VM, would else leave by the host's default route. A kernel that does not follow must not keep the
     /// tunnel from being read at all.
-    fn read(&self, connection: quinn::Connection, tunnel: Arc<Tunnel>, aside: Aside, wiring: &Wiring) {
+    fn read(
+        &self,
+        conn: ConnId,
+        connection: quinn::Connection,
+        tunnel: Arc<Tunnel>,
+        aside: Aside,
+        wiring: &Wiring,
+    ) {
         let (wanted, mut applied, inbound) =
             (self.host_wanted, wiring.host_applied.clone(), wiring.inbound.clone());
+        let events = wiring.context.events.clone();
         tokio::spawn(async move {
             kernel_follows(&mut applied, wanted).await;
+            let _ = events.send(Event::Readable { conn }).await;
             read_datagrams(connection, tunnel, inbound, aside).await;
         });
     }
@@ -354,9 +402,13 @@ impl Loop {
             let Some(live) = self.live.get_mut(&spec.conn) else { continue };
             let counters = self.traffic.entry(spec.peer).or_default().clone();
             let tunnel = live.tunnel.get_or_insert_with(|| {
-                let carrier = Arc::new(Datagrams::new(live.connection.clone()));
+                let carrier: Arc<dyn Carrier> = match self.lanes.carrier(spec.conn, &live.connection) {
+                    Some(lanes) => lanes,
+                    None => Arc::new(Datagrams::new(live.connection.clone())),
+                };
                 let tunnel = Arc::new(Tunnel::new(spec.peer, spec.handles.clone(), carrier, counters));
-                self.unread.push((live.connection.clone(), tunnel.clone(), live.aside.clone()));
+                let (connection, aside) = (live.connection.clone(), live.aside.clone());
+                self.unread.push((spec.conn, connection, tunnel.clone(), aside));
                 tunnel
             });
             if tunnel.handles() != spec.handles {
@@ -369,6 +421,13 @@ impl Loop {
         if drained {
             wiring.waker.wake();
         }
+    }
+}
+
+/// An authenticated peer that breaks the protocol loses its tunnel.
+fn breach(control: &mut Control, conn: ConnId, result: Result<(), String>) {
+    if let Err(text) = result {
+        control.handle(Input::Breach { conn, text }, now());
     }
 }
 

@@ -10,13 +10,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::config::{Config, OnStop};
+use crate::config::{Config, OnStop, Transport};
 use crate::control::Control;
 use crate::control::drain::STOP_DEADLINE;
 use crate::control::event::{Input, LocalNetwork};
 use crate::control::host::HostState;
 use crate::control::slowness;
-use crate::control_loop::{self, Wiring};
+use crate::control_loop::{self, LaneSetup, Wiring};
 use crate::devices::Devices;
 use crate::forward::counters::Counters;
 use crate::io;
@@ -34,6 +34,7 @@ use crate::notice::Notice;
 use crate::packet_loop::{PacketLoops, prioritise};
 use crate::prepare::{self, Prepared, Running};
 use crate::tunnel::Snapshot;
+use crate::tunnel::pmtu::{CONFIRM, CONFIRM_BESIDE};
 
 /// Events that wait for the control loop.
 const EVENT_QUEUE: usize = 1024;
@@ -107,8 +108,17 @@ pub async fn run(
     let started = io::started();
     let largest = io::quic::datagram::udp_payload(local.underlay_mtu);
     let transport = io::quic::offloads::transport(&node, largest);
-    let (quic, socket) =
-        io::quic::endpoint::bind(node.listen, &credentials, transport, node.offloads, largest)?;
+    let bind = io::quic::endpoint::Bind { listen: node.listen, offloads: node.offloads, largest };
+    let (quic, socket, wire) = match node.transport {
+        Transport::Datagram => {
+            let (quic, socket) = bind.alone(&credentials, transport)?;
+            (quic, socket, None)
+        }
+        Transport::Lanes => {
+            let (quic, socket, wire) = bind.shared(&credentials, transport)?;
+            (quic, socket, Some(wire))
+        }
+    };
     for (device, offload, text) in slowness::missing_of_socket(node.offloads, socket.in_use()) {
         tell(Notice::OffloadMissing { device, offload, text });
     }
@@ -116,8 +126,11 @@ pub async fn run(
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let (wanted_tx, wanted) = mpsc::channel(64);
     let counters = Arc::new(Counters::new());
-    let loops = PacketLoops::start(snapshot.clone(), counters.clone(), wanted_tx)
+    let mut loops = PacketLoops::start(snapshot.clone(), counters.clone(), wanted_tx)
         .context("start the packet loops")?;
+    if let Some(wire) = &wire {
+        loops.receive_lanes(wire.clone()).context("start the lanes thread")?;
+    }
     let devices = Devices::start(loops, &local.networks, node.offloads)?;
     let mut sync = HostSync::open(&node.state_dir).await.context("open the kernel's configuration")?;
     for what in sync.clean_leftovers().await.context("clean what an earlier run left")? {
@@ -154,7 +167,14 @@ pub async fn run(
     let api = io::api::serve(&node.control_socket, queries_tx.clone(), reloads_tx, log, sources, api_stopped)
         .with_context(|| format!("control socket {}", node.control_socket.display()))?;
     let prober = Prober::start(events_tx.clone(), prioritise).context("start the probing thread")?;
-    let context = Context { hello: control.hello(), events: events_tx.clone() };
+    let context = Context {
+        hello: control.hello(),
+        certificate: credentials.leaf()?,
+        path_check: if wire.is_some() { CONFIRM_BESIDE } else { CONFIRM },
+        events: events_tx.clone(),
+    };
+    let packets = u64::from(node.lane_packets);
+    let lanes = wire.map(|wire| LaneSetup { wire, events: events_tx.clone(), packets });
     let wiring = Wiring {
         events,
         queries,
@@ -163,6 +183,7 @@ pub async fn run(
         quic: quic.clone(),
         context,
         snapshot,
+        lanes,
         prober,
         inbound: devices.inbound(),
         host: host_tx,

@@ -8,6 +8,8 @@
 //!                      cut into the peer's batch                  inbound thread (one per node)
 //!                      Tunnel::send per peer                        frame, forward::inbound per packet
 //!                                                                   join into superpackets --> network's TUN
+//!                                                                 lanes thread (one per node that has lanes)
+//!                                                                   the same, from the UDP socket
 //! ```
 //!
 //! Both take the snapshot once per batch and share nothing else: no lock and no allocation per packet. A thread never
@@ -16,7 +18,9 @@
 //! `node` builds the TUNs and calls [`PacketLoops`]; each connection's reader task gets a clone of the sender.
 #![allow(clippy::disallowed_methods, reason = "the loops read the clock, once per batch")]
 
+mod deliver;
 mod inbound;
+mod lanes;
 mod moderation;
 mod outbound;
 
@@ -31,6 +35,7 @@ use tokio::sync::mpsc;
 
 use crate::forward::counters::{Counters, Worker};
 use crate::forward::fib::{NetworkIx, PeerIx};
+use crate::io::lane::LaneWire;
 use crate::io::notices::tell;
 use crate::io::quic::datagram::{InboundSender, inbound_queue};
 use crate::io::slowness::DeviceOffloads;
@@ -60,6 +65,7 @@ pub struct PacketLoops {
     shared: Arc<Shared>,
     inbound: InboundSender,
     inbound_thread: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+    lanes_thread: Option<(LaneWire, Arc<AtomicBool>, JoinHandle<()>)>,
     outbound: BTreeMap<NetworkIx, OutboundThread>,
 }
 
@@ -96,7 +102,20 @@ impl PacketLoops {
             let (shared, stop) = (shared.clone(), stop.clone());
             move || inbound::run(&shared, queue, &stop)
         })?;
-        Ok(Self { shared, inbound, inbound_thread: Some((stop, thread)), outbound: BTreeMap::new() })
+        let inbound_thread = Some((stop, thread));
+        Ok(Self { shared, inbound, inbound_thread, lanes_thread: None, outbound: BTreeMap::new() })
+    }
+
+    /// Starts to receive from the socket that lanes and QUIC share. Once in the life of these loops.
+    pub fn receive_lanes(&mut self, wire: LaneWire) -> io::Result<()> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = spawn(Worker::Lanes.name(), {
+            let (shared, wire, stop) = (self.shared.clone(), wire.clone(), stop.clone());
+            move || lanes::run(&shared, &wire, &stop)
+        })?;
+        self.shared.counters.add_lanes_worker();
+        self.lanes_thread = Some((wire, stop, thread));
+        Ok(())
     }
 
     /// What the kernel does in larger pieces, network by network.
@@ -153,6 +172,11 @@ impl PacketLoops {
         if let Some((stop, thread)) = self.inbound_thread.take() {
             stop.store(true, Relaxed);
             self.inbound.wake();
+            join(thread);
+        }
+        if let Some((wire, stop, thread)) = self.lanes_thread.take() {
+            stop.store(true, Relaxed);
+            wire.socket.wake();
             join(thread);
         }
     }

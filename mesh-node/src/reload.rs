@@ -58,7 +58,8 @@ impl Node {
         let identity = local.identity.clone();
         let input = Input::Reload(Ok(Box::new(Reloaded { local, trust })));
         let (done, counts) = oneshot::channel();
-        self.tell(Event::Reload { input, client, done }).await;
+        let certificate = credentials.leaf()?;
+        self.tell(Event::Reload { input, client, certificate, done }).await;
         // a device goes after what the kernel has about it; gone before, it would look like somebody's doing
         if let Ok(number) = counts.await {
             kernel_follows(&mut self.host_applied, number).await;

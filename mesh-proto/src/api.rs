@@ -77,8 +77,10 @@ pub struct Peer {
     pub rtt_seconds: Option<f64>,
     /// Largest inner packet.
     pub path_mtu_bytes: Option<u32>,
-    /// How packets travel.
+    /// How packets to it travel: `lanes`, or `datagram`, the standard mode.
     pub transport: Option<String>,
+    /// The lane they travel on.
+    pub lane: Option<Lane>,
     /// When its certificate ends.
     pub certificate_expires: Option<String>,
     /// Inner packets and bytes.
@@ -91,6 +93,26 @@ pub struct Peer {
     pub transmit_bytes: u64,
     /// Networks it carries, as `name: prefixes`.
     pub networks: Vec<String>,
+}
+
+/// Packets' own keys beside the connection of a tunnel, and what was seen of the underlay on the way from the peer. Counts are
+/// in packets of lanes, each of which may hold several inner packets, over all lanes from this peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Lane {
+    /// What protects it.
+    pub cipher: String,
+    /// From 0, of this connection.
+    pub number: u32,
+    /// How long it has been in use.
+    pub age_seconds: f64,
+    /// Packets that it may still carry; the next lane takes over at half of them.
+    pub packets_left: u64,
+    /// Sent by the peer and missing here.
+    pub lost_packets: u64,
+    /// Came after a later one.
+    pub reordered_packets: u64,
+    /// Not authentic, or not for the first time.
+    pub refused_packets: u64,
 }
 
 /// `GET /v1/peers/NAME`.

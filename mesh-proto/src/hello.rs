@@ -41,6 +41,21 @@ pub struct NetworkHandle {
     pub name: NetworkName,
 }
 
+/// What a node that has lanes says after its hello. One that has none steps over it, and packets travel as DATAGRAM frames of
+/// the connection.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct LaneOffer {
+    /// AEADs by the numbers of TLS cipher suites (RFC 8446 appendix B.4), the best first. That of the dialer decides.
+    pub ciphers: Vec<u16>,
+}
+
+/// The sender can receive a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct LaneReady {
+    /// From 0, one after the other.
+    pub lane: u32,
+}
+
 /// All that goes over a control stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
@@ -54,6 +69,10 @@ pub enum Message {
     TraceReply(TraceReply),
     /// The sender's networks have changed: in place of those of its hello.
     Networks(Vec<NetworkHandle>),
+    /// See there.
+    LaneOffer(LaneOffer),
+    /// See there.
+    LaneReady(LaneReady),
 }
 
 impl Message {
@@ -65,6 +84,8 @@ impl Message {
             Self::TraceRequest(m) => (3, codec::encode(m)),
             Self::TraceReply(m) => (4, codec::encode(m)),
             Self::Networks(m) => (5, codec::encode(m)),
+            Self::LaneOffer(m) => (16, codec::encode(m)),
+            Self::LaneReady(m) => (17, codec::encode(m)),
         };
         let mut bytes = Vec::with_capacity(HEADER + body.len());
         bytes.extend_from_slice(&Header { kind, len: body.len() }.encode());
@@ -80,6 +101,8 @@ impl Message {
             3 => Self::TraceRequest(codec::decode(body)?),
             4 => Self::TraceReply(codec::decode(body)?),
             5 => Self::Networks(codec::decode(body)?),
+            16 => Self::LaneOffer(codec::decode(body)?),
+            17 => Self::LaneReady(codec::decode(body)?),
             _ => return Ok(None),
         }))
     }
@@ -184,6 +207,19 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_about_lanes_do_not_change() {
+        for (message, kind, bytes) in [
+            (Message::LaneOffer(LaneOffer { ciphers: vec![0x1301] }), 16, &b"\x01\xfb\x01\x13"[..]),
+            (Message::LaneReady(LaneReady { lane: 7 }), 17, b"\x07"),
+        ] {
+            let encoded = message.encode();
+            let (header, body) = split(&encoded);
+            assert_eq!((header.kind, body), (kind, bytes));
+            assert_eq!(Message::decode(header.kind, body), Ok(Some(message)));
+        }
+    }
+
+    #[test]
     fn trailing_and_missing_bytes_are_refused_and_unknown_kinds_stepped_over() {
         let bytes = hello().encode();
         let (header, body) = split(&bytes);
@@ -208,7 +244,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_bytes_panic(kind in 0u8..8, body in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
+        fn no_bytes_panic(kind in 0u8..20, body in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
             let _ = Message::decode(kind, &body);
         }
     }

@@ -126,6 +126,12 @@ impl Lab {
             at("node.sock"),
             host.extra
         );
+        // all tests once more, another way: MESH_LAB_TRANSPORT=lanes
+        if let Ok(transport) = std::env::var("MESH_LAB_TRANSPORT")
+            && !host.extra.contains("transport")
+        {
+            writeln!(text, "transport = \"{transport}\"")?;
+        }
         let seeds = match &host.seeds {
             Some(seeds) => seeds.clone(),
             None => self.host_names().into_iter().take(2).collect(),

@@ -154,8 +154,18 @@ pub const KEYS: &[Key] = &[
         "transport",
         "string",
         r#""datagram""#,
-        r#""datagram""#,
-        "How packets travel: \"datagram\" is QUIC DATAGRAM frames (RFC 9221), the only one of this version.",
+        r#""lanes""#,
+        "How packets travel: \"datagram\" is QUIC DATAGRAM frames (RFC 9221); \"lanes\", the fast way, is packets of QUIC's \
+         shape with keys of their own, to peers that have \"lanes\" too.",
+    ),
+    restart(
+        "node",
+        "lane_packets",
+        "integer",
+        "4194304",
+        "1000000",
+        "Packets after which a lane gives way to the next one and its keys are forgotten: 1000 to 4194304, which is half of \
+         what AES-GCM may protect with one key (RFC 9001).",
     ),
     restart("node", "workers", "integer", "1", "1", "Packet workers; this version has one."),
     restart(

@@ -32,6 +32,8 @@ impl Control {
                 }
             }
             Message::TraceRequest(request) => self.trace_requested(conn, request, now),
+            // the control loop's: how packets travel decides nothing here
+            Message::LaneOffer(_) | Message::LaneReady(_) => {}
             Message::TraceReply(reply) => self.trace_replied(conn, reply, now),
         }
     }

@@ -11,6 +11,7 @@ use super::members::{FULL_MESH, Peer};
 use super::status::{Live, Traffic};
 use super::{Control, rib};
 use crate::config::EgressChoice;
+use crate::forward::counters::LaneCount;
 use crate::forward::fib::PeerIx;
 
 /// States a peer can be in.
@@ -35,6 +36,8 @@ pub struct PeerGauge<'a> {
     pub path_mtu_bytes: Option<u32>,
     /// Packets and bytes over all its tunnels.
     pub traffic: Traffic,
+    /// What lanes saw of the underlay, over all its tunnels.
+    pub underlay: LaneCount,
 }
 
 /// A candidate for a network's egress.
@@ -61,6 +64,7 @@ impl Control {
                     rtt_seconds: figures.map(|f| f.rtt.as_secs_f64()),
                     path_mtu_bytes: peer.tunnel.as_ref().map(|t| t.mtu),
                     traffic: live.traffic(peer.ix),
+                    underlay: live.underlay(peer.ix),
                 }
             })
             .collect()

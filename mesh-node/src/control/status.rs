@@ -1,7 +1,7 @@
 //! Read-only answers for the API and the metrics: what `Control` knows, in the operator's words.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_proto::api;
 use mesh_proto::identity::rfc3339;
@@ -12,6 +12,7 @@ use super::event::{ConnId, LocalNetwork, Now};
 use super::members::Peer;
 use super::{gauges, rib};
 use crate::config::EgressChoice;
+use crate::forward::counters::LaneCount;
 use crate::forward::fib::{Egress, NetworkIx, PeerIx};
 
 /// A certificate that ends within this time is worth a line.
@@ -25,6 +26,21 @@ const IPV6_MIN_MTU: u32 = 1280;
 pub struct Figures {
     /// Round-trip time.
     pub rtt: Duration,
+    /// The lane that packets to the peer travel on; `None`: they travel as DATAGRAM frames of the connection.
+    pub lane: Option<LaneFigures>,
+}
+
+/// Live figures of a lane.
+#[derive(Debug, Clone, Copy)]
+pub struct LaneFigures {
+    /// Name of what protects it.
+    pub cipher: &'static str,
+    /// From 0, of this connection.
+    pub number: u32,
+    /// When it was taken into use.
+    pub since: Instant,
+    /// Packets that it may still carry.
+    pub packets_left: u64,
 }
 
 /// Counts of a connection's path since it began, and what waits now.
@@ -63,6 +79,10 @@ pub trait Live {
     }
     /// Of a peer.
     fn traffic(&self, peer: PeerIx) -> Traffic;
+    /// What lanes saw of the underlay to a peer.
+    fn underlay(&self, _peer: PeerIx) -> LaneCount {
+        LaneCount::default()
+    }
     /// Of a network to and from the Internet, with the peer as egress node.
     fn egress(&self, _peer: PeerIx, _network: NetworkIx) -> Traffic {
         Traffic::default()
@@ -171,6 +191,19 @@ impl Control {
             };
             let figures = peer.tunnel.as_ref().and_then(|t| live.figures(t.conn));
             answer.rtt_seconds = figures.map(|f| f.rtt.as_secs_f64());
+            if let Some(lane) = figures.and_then(|f| f.lane) {
+                answer.transport = Some("lanes".into());
+                let seen = live.underlay(peer.ix);
+                answer.lane = Some(api::Lane {
+                    cipher: lane.cipher.into(),
+                    number: lane.number,
+                    age_seconds: now.mono.saturating_duration_since(lane.since).as_secs_f64(),
+                    packets_left: lane.packets_left,
+                    lost_packets: seen.lost,
+                    reordered_packets: seen.reordered,
+                    refused_packets: seen.duplicate + seen.replayed + seen.forged,
+                });
+            }
             let traffic = live.traffic(peer.ix);
             answer.receive_packets = traffic.receive_packets;
             answer.receive_bytes = traffic.receive_bytes;
@@ -193,6 +226,7 @@ impl Control {
             rtt_seconds: None,
             path_mtu_bytes: None,
             transport: None,
+            lane: None,
             certificate_expires: None,
             receive_packets: 0,
             receive_bytes: 0,

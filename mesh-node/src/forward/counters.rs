@@ -12,7 +12,7 @@
 //!
 //! Drops going out, and what a peer is sent, are added to by one thread per network; every other count has one writer.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -93,9 +93,35 @@ impl TrafficCount {
     }
 }
 
+/// What a peer's lanes saw of the underlay, as read or to be added. In packets of lanes, each of which may hold several inner
+/// packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LaneCount {
+    /// Sent by the peer and missing here.
+    pub lost: u64,
+    /// Came after a later one.
+    pub reordered: u64,
+    /// Came twice: refused.
+    pub duplicate: u64,
+    /// Older than the replay window: refused.
+    pub replayed: u64,
+    /// Not authentic: refused.
+    pub forged: u64,
+}
+
+#[derive(Debug, Default)]
+struct LaneCounts {
+    lost: Count,
+    reordered: Count,
+    duplicate: Count,
+    replayed: Count,
+    forged: Count,
+}
+
 /// What one peer sent and was sent: kept over its tunnels.
 #[derive(Debug)]
 pub struct PeerCounters {
+    lane: LaneCounts,
     traffic: [Traffic; 2],
     /// By `NetworkIx`: to the Internet by this peer as egress node, and from there.
     egress: Vec<[Traffic; 2]>,
@@ -104,7 +130,7 @@ pub struct PeerCounters {
 impl Default for PeerCounters {
     fn default() -> Self {
         let egress = (0..MAX_NETWORKS).map(|_| Default::default()).collect();
-        Self { traffic: Default::default(), egress }
+        Self { lane: LaneCounts::default(), traffic: Default::default(), egress }
     }
 }
 
@@ -117,6 +143,26 @@ impl PeerCounters {
     /// The count.
     pub fn read(&self, direction: Direction) -> TrafficCount {
         self.traffic[direction as usize].read()
+    }
+
+    /// Counts what a lane saw.
+    pub fn add_lane(&self, count: LaneCount) {
+        self.lane.lost.add(count.lost);
+        self.lane.reordered.add(count.reordered);
+        self.lane.duplicate.add(count.duplicate);
+        self.lane.replayed.add(count.replayed);
+        self.lane.forged.add(count.forged);
+    }
+
+    /// The count.
+    pub fn read_lane(&self) -> LaneCount {
+        LaneCount {
+            lost: self.lane.lost.read(),
+            reordered: self.lane.reordered.read(),
+            duplicate: self.lane.duplicate.read(),
+            replayed: self.lane.replayed.read(),
+            forged: self.lane.forged.read(),
+        }
     }
 
     /// Counts packets of a network to the Internet (outbound) or from there (inbound), with the peer as egress node.
@@ -211,6 +257,8 @@ pub enum Worker {
     Outbound(NetworkIx),
     /// From the tunnels to every TUN.
     Inbound,
+    /// From the UDP socket to every TUN: packets of lanes.
+    Lanes,
 }
 
 impl Worker {
@@ -219,6 +267,7 @@ impl Worker {
         match self {
             Self::Outbound(network) => format!("mesh-out-{}", network.0),
             Self::Inbound => "mesh-in".to_owned(),
+            Self::Lanes => "mesh-lanes".to_owned(),
         }
     }
 
@@ -226,7 +275,7 @@ impl Worker {
     pub fn direction(self) -> Direction {
         match self {
             Self::Outbound(_) => Direction::Outbound,
-            Self::Inbound => Direction::Inbound,
+            Self::Inbound | Self::Lanes => Direction::Inbound,
         }
     }
 }
@@ -249,6 +298,11 @@ pub struct Counters {
     /// By `NetworkIx`.
     networks: Vec<NetworkCounts>,
     inbound: WorkerCounts,
+    lanes: WorkerCounts,
+    /// Whether that worker exists.
+    has_lanes: AtomicBool,
+    unknown_lane: Count,
+    port_dropped: Count,
 }
 
 impl Default for Counters {
@@ -264,7 +318,22 @@ impl Counters {
             dropped: Default::default(),
             networks: (0..MAX_NETWORKS).map(|_| NetworkCounts::default()).collect(),
             inbound: WorkerCounts::default(),
+            lanes: WorkerCounts::default(),
+            has_lanes: AtomicBool::new(false),
+            unknown_lane: Count::default(),
+            port_dropped: Count::default(),
         }
+    }
+
+    /// There is a worker for lanes: its counts exist from now on.
+    pub fn add_lanes_worker(&self) {
+        self.has_lanes.store(true, Relaxed);
+    }
+
+    /// Counts datagrams of no lane that is known, and datagrams that found QUIC's queue full.
+    pub fn strays(&self, unknown_lane: u64, port_dropped: u64) {
+        self.unknown_lane.add(unknown_lane);
+        self.port_dropped.add(port_dropped);
     }
 
     /// Counts dropped packets.
@@ -329,6 +398,7 @@ impl Counters {
         match worker {
             Worker::Outbound(network) => self.networks.get(usize::from(network.0)).map(|n| &n.worker),
             Worker::Inbound => Some(&self.inbound),
+            Worker::Lanes => Some(&self.lanes),
         }
     }
 
@@ -351,6 +421,10 @@ impl Counters {
             inbound: DirectionSnapshot { dropped: dropped(Direction::Inbound) },
             networks: self.networks.iter().map(network).collect(),
             inbound_worker: self.inbound.read(),
+            lanes_worker: self.lanes.read(),
+            has_lanes: self.has_lanes.load(Relaxed),
+            unknown_lane: self.unknown_lane.read(),
+            port_dropped: self.port_dropped.read(),
         }
     }
 }
@@ -364,6 +438,13 @@ pub struct Snapshot {
     pub inbound: DirectionSnapshot,
     networks: Vec<NetworkSnapshot>,
     inbound_worker: WorkerSnapshot,
+    lanes_worker: WorkerSnapshot,
+    /// Whether there is a worker for lanes.
+    pub has_lanes: bool,
+    /// Datagrams that name a lane that this node does not have.
+    pub unknown_lane: u64,
+    /// Datagrams that found QUIC's queue behind the shared socket full.
+    pub port_dropped: u64,
 }
 
 impl Snapshot {
@@ -385,6 +466,7 @@ impl Snapshot {
         match worker {
             Worker::Outbound(network) => self.network(network).worker,
             Worker::Inbound => self.inbound_worker,
+            Worker::Lanes => self.lanes_worker,
         }
     }
 }

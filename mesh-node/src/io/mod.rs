@@ -8,6 +8,7 @@ pub mod api;
 pub mod events;
 pub mod host;
 pub mod journal;
+pub mod lane;
 pub mod liveness;
 pub mod log;
 pub mod metrics;

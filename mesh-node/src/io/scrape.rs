@@ -94,7 +94,9 @@ pub fn input(control: &Control, view: &View<'_>, counters: &Counters, kernel: &K
         dropped.iter().map(move |(reason, n)| (direction.as_str(), reason.as_str(), *n))
     });
     let networks = control.local_networks();
-    let workers = networks.iter().map(|n| Worker::Outbound(n.ix)).chain([Worker::Inbound]);
+    let lanes = counts.has_lanes.then_some(Worker::Lanes);
+    let inbound = [Worker::Inbound].into_iter().chain(lanes);
+    let workers = networks.iter().map(|n| Worker::Outbound(n.ix)).chain(inbound);
     MetricsInput {
         reload_successful: !control.counts().reload_failed,
         handshakes: durations(&control.counts().handshakes),
@@ -108,7 +110,8 @@ pub fn input(control: &Control, view: &View<'_>, counters: &Counters, kernel: &K
         workers: workers.map(|w| worker(w, &counts)).collect(),
         drops: drops.collect(),
         handshake_failures: failures.into_iter().map(|(r, n)| (r.to_owned(), n)).collect(),
-        socket_dropped: kernel.socket,
+        socket_dropped: kernel.socket + counts.port_dropped,
+        unknown_lane: counts.unknown_lane,
         records_refused: control.counts().records_refused,
         stray_probes: super::liveness::stray_probes(),
         leases_lost: control.counts().leases_lost,
@@ -127,6 +130,7 @@ fn peers(control: &Control, view: &View<'_>) -> Vec<PeerMetrics> {
             path_mtu_bytes: gauge.path_mtu_bytes,
             receive,
             transmit,
+            lane: gauge.underlay,
         }
     };
     control.peer_gauges(view.live).into_iter().map(peer).collect()

@@ -357,7 +357,7 @@ impl Peers {
         if self.slots.len() <= ix {
             self.slots.resize(ix + 1, 0);
         }
-        let frames = self.spare.pop().unwrap_or_default();
+        let frames = tunnel.batch(self.spare.pop().unwrap_or_default());
         let egress = TrafficCount::default();
         self.current.push(ToPeer { peer, tunnel, handle, max_inner, frames, egress });
         self.slots[ix] = self.current.len() as u32;

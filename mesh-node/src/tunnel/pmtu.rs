@@ -22,7 +22,10 @@ const LEAST_FRAME: usize = mesh_proto::limits::MIN_UDP_PAYLOAD as usize;
 
 /// Between two checks of a path on which nothing is lost: RFC 8899's CONFIRMATION_TIMER (section 5.1.1). The first packets
 /// after a pause should find the right size, and 9,000 bytes in this time are nothing to a path that carries them.
-const CONFIRM: Duration = Duration::from_secs(5);
+pub const CONFIRM: Duration = Duration::from_secs(5);
+
+/// The same where packets travel beside the transport, which then loses none of them by itself.
+pub const CONFIRM_BESIDE: Duration = Duration::from_secs(1);
 
 /// Checks in a row that may be followed by losses before they are put down to a lossy path: twice what the transport
 /// takes to see a black hole.
@@ -81,6 +84,7 @@ enum State {
 /// The watch of one path.
 #[derive(Debug)]
 pub struct PathWatch {
+    confirm: Duration,
     state: State,
     last: Seen,
     changed: Instant,
@@ -90,10 +94,11 @@ pub struct PathWatch {
 }
 
 impl PathWatch {
-    /// Of a tunnel that has just come up; the first look is due.
-    pub fn new(now: Instant) -> Self {
+    /// Of a tunnel that has just come up, and is to be checked at this interval; the first look is due.
+    pub fn new(confirm: Duration, now: Instant) -> Self {
         Self {
-            state: State::Trusted { confirm: now + CONFIRM },
+            confirm,
+            state: State::Trusted { confirm: now + confirm },
             last: Seen { frame: 0, sent: 0, lost: 0, rtt: Duration::ZERO },
             changed: now,
             fell: None,
@@ -108,7 +113,7 @@ impl PathWatch {
                 self.fell = Some(now);
             }
             self.changed = now;
-            self.state = State::Trusted { confirm: now + CONFIRM };
+            self.state = State::Trusted { confirm: now + self.confirm };
             self.last.lost = seen.lost;
         }
         let full = self.check(seen, now);
@@ -129,7 +134,7 @@ impl PathWatch {
             State::Checking { until, .. } | State::Lossy { until } if now < until => return None,
             State::Trusted { .. } | State::Lossy { .. } => 1,
             State::Checking { lost, .. } if seen.lost == lost => {
-                self.state = State::Trusted { confirm: now + CONFIRM };
+                self.state = State::Trusted { confirm: now + self.confirm };
                 return None;
             }
             State::Checking { round, .. } => round + 1,

@@ -150,10 +150,17 @@ fn a_default_written_as_a_value_is_what_a_missing_key_means() {
 #[test]
 fn what_the_running_node_cannot_change_needs_a_restart() {
     let found: Vec<_> = KEYS.iter().filter(|k| k.on_reload == OnReload::Restart).map(|k| k.key).collect();
-    assert_eq!(
-        found,
-        ["listen", "state_dir", "control_socket", "keepalive", "transport", "workers", "offloads"]
-    );
+    let expected = [
+        "listen",
+        "state_dir",
+        "control_socket",
+        "keepalive",
+        "transport",
+        "lane_packets",
+        "workers",
+        "offloads",
+    ];
+    assert_eq!(found, expected);
 }
 
 /// Lines of the example that are a setting or a header, comment marks of such lines removed.

@@ -9,7 +9,7 @@ struct Still;
 
 impl Live for Still {
     fn figures(&self, _: ConnId) -> Option<Figures> {
-        Some(Figures { rtt: Duration::from_millis(3) })
+        Some(Figures { rtt: Duration::from_millis(3), lane: None })
     }
 
     fn traffic(&self, peer: PeerIx) -> Traffic {

@@ -3,6 +3,7 @@
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 use super::input::{Durations, EgressMetrics, MetricsInput, NetworkMetrics, PeerMetrics, WorkerMetrics};
+use crate::forward::counters::LaneCount;
 
 /// Labels of one series, and its value.
 type Sample<'a> = (Vec<(&'static str, &'a str)>, f64);
@@ -45,8 +46,13 @@ fn node(input: &MetricsInput) -> Vec<MetricFamily> {
         ),
         counter(
             "mesh_socket_dropped_datagrams_total",
-            "Datagrams from other nodes that the kernel dropped because the buffer of this node's UDP socket was full. They never came to this node: how many packets were in them is not known.",
+            "Datagrams from other nodes that the kernel dropped because the buffer of this node's UDP socket was full, or this node because QUIC's queue behind it was. How many packets were in them is not known.",
             alone(input.socket_dropped as f64),
+        ),
+        counter(
+            "mesh_unknown_lane_datagrams_total",
+            "Datagrams that name a lane that this node does not have: of a run before this one, or forged. They are not answered.",
+            alone(input.unknown_lane as f64),
         ),
         counter("mesh_handshake_failures_total", "Handshakes that failed, by reason.", failures),
         durations(
@@ -77,6 +83,11 @@ fn peers(peers: &[PeerMetrics]) -> Vec<MetricFamily> {
     let each = |value: fn(&PeerMetrics) -> Option<f64>| {
         peers.iter().filter_map(move |p| Some((vec![("peer", p.peer.as_str())], value(p)?)))
     };
+    let refused = peers.iter().flat_map(|p| {
+        let LaneCount { duplicate, replayed, forged, .. } = p.lane;
+        [("duplicate", duplicate), ("replayed", replayed), ("not_authentic", forged)]
+            .map(|(reason, packets)| (vec![("peer", p.peer.as_str()), ("reason", reason)], packets as f64))
+    });
     vec![
         gauge("mesh_peer_up", "Whether the tunnel to a peer is up.", each(|p| Some(truth(p.up)))),
         gauge(
@@ -108,6 +119,21 @@ fn peers(peers: &[PeerMetrics]) -> Vec<MetricFamily> {
             "mesh_peer_transmit_packets_total",
             "Inner packets that the tunnel to a peer took.",
             each(|p| Some(p.transmit.packets as f64)),
+        ),
+        counter(
+            "mesh_peer_underlay_lost_packets_total",
+            "Packets of lanes that a peer sent and that did not arrive: gaps in their numbers. Each may hold several inner packets.",
+            each(|p| Some(p.lane.lost as f64)),
+        ),
+        counter(
+            "mesh_peer_underlay_reordered_packets_total",
+            "Packets of lanes from a peer that arrived after a later one.",
+            each(|p| Some(p.lane.reordered as f64)),
+        ),
+        counter(
+            "mesh_peer_lane_refused_packets_total",
+            "Packets of lanes from a peer that were refused: a duplicate, one older than the replay window, or one that is not authentic.",
+            refused,
         ),
     ]
 }

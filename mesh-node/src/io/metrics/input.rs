@@ -1,6 +1,6 @@
 //! All that a scrape tells, as plain data: gathered by `io::scrape`, rendered by `families`.
 
-use crate::forward::counters::TrafficCount;
+use crate::forward::counters::{LaneCount, TrafficCount};
 
 /// All that is told.
 #[derive(Debug, Clone, Default)]
@@ -33,8 +33,10 @@ pub struct MetricsInput {
     pub stray_probes: u64,
     /// Times that the lease of own egress roles ran out.
     pub leases_lost: u64,
-    /// Datagrams that the kernel dropped at the UDP socket.
+    /// Datagrams that the kernel dropped at the UDP socket, or this node behind it.
     pub socket_dropped: u64,
+    /// Datagrams that name a lane that this node does not have.
+    pub unknown_lane: u64,
     /// Target of a probe, and whether the last one was answered.
     pub probes: Vec<(String, bool)>,
     /// Role (`node`, `ca`), seconds since 1970.
@@ -58,6 +60,8 @@ pub struct PeerMetrics {
     pub receive: TrafficCount,
     /// To the peer.
     pub transmit: TrafficCount,
+    /// What its lanes saw of the underlay.
+    pub lane: LaneCount,
 }
 
 /// A network's numbers.

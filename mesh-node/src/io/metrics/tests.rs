@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::input::{Durations, EgressMetrics, NetworkMetrics, PeerMetrics, WorkerMetrics};
 use super::*;
-use crate::forward::counters::TrafficCount;
+use crate::forward::counters::{LaneCount, TrafficCount};
 
 fn input() -> MetricsInput {
     MetricsInput {
@@ -16,6 +16,7 @@ fn input() -> MetricsInput {
             rtt_seconds: Some(0.0005),
             path_mtu_bytes: Some(1400),
             receive: TrafficCount { packets: 0, bytes: 7 },
+            lane: LaneCount { lost: 3, forged: 5, ..LaneCount::default() },
             ..PeerMetrics::default()
         }],
         networks: vec![NetworkMetrics {
@@ -57,6 +58,12 @@ fn names_and_labels_are_the_operator_s_contract() {
         "mesh_peer_receive_packets_total{peer=\"ph2\"} 0",
         "mesh_peer_transmit_bytes_total{peer=\"ph2\"} 0",
         "mesh_peer_transmit_packets_total{peer=\"ph2\"} 0",
+        "mesh_peer_underlay_lost_packets_total{peer=\"ph2\"} 3",
+        "mesh_peer_underlay_reordered_packets_total{peer=\"ph2\"} 0",
+        "mesh_peer_lane_refused_packets_total{peer=\"ph2\",reason=\"duplicate\"} 0",
+        "mesh_peer_lane_refused_packets_total{peer=\"ph2\",reason=\"replayed\"} 0",
+        "mesh_peer_lane_refused_packets_total{peer=\"ph2\",reason=\"not_authentic\"} 5",
+        "mesh_unknown_lane_datagrams_total 0",
         "mesh_network_receive_bytes_total{network=\"default\"} 0",
         "mesh_network_receive_packets_total{network=\"default\"} 0",
         "mesh_network_transmit_bytes_total{network=\"default\"} 0",

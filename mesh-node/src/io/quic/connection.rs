@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_proto::codec::{DecodeError, HEADER, Header};
 use mesh_proto::hello::{CloseCode, Hello, Message};
@@ -14,6 +14,7 @@ use quinn::{ConnectionError, ReadExactError, RecvStream, SendStream, TransportEr
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use super::exporter::LaneSecret;
 use crate::control::event::{ConnId, Input, Reason, Target};
 
 /// Messages that wait for a slow peer before its tunnel is closed.
@@ -34,6 +35,20 @@ pub enum Event {
         connection: quinn::Connection,
         /// Control messages to the peer.
         writer: mpsc::Sender<Message>,
+        /// What lanes grow from; `None` on a connection that has ended already.
+        secret: Option<LaneSecret>,
+    },
+    /// The kernel has the routes back to a tunnel's peer: its packets may be taken.
+    Readable {
+        /// The tunnel.
+        conn: ConnId,
+    },
+    /// Half of what a lane may carry has been sent on it.
+    LaneHalfUsed {
+        /// The tunnel.
+        conn: ConnId,
+        /// The lane.
+        lane: u32,
     },
     /// The configuration was read anew, and with it what dials show.
     Reload {
@@ -41,6 +56,8 @@ pub enum Event {
         input: Input,
         /// For dials from now on.
         client: quinn::ClientConfig,
+        /// What they show.
+        certificate: CertificateDer<'static>,
         /// Answered once it counts, with the number of the kernel state that goes with it.
         done: oneshot::Sender<u64>,
     },
@@ -51,6 +68,10 @@ pub enum Event {
 pub struct Context {
     /// Our hello.
     pub hello: Hello,
+    /// Our certificate, as dials show it.
+    pub certificate: CertificateDer<'static>,
+    /// Between two checks of a path's MTU.
+    pub path_check: Duration,
     /// Where events go.
     pub events: mpsc::Sender<Event>,
 }
@@ -311,20 +332,24 @@ fn check_name(identity: &Identity, mesh: &MeshId, expect: Option<&NodeId>) -> Re
     }
 }
 
-fn identity(connection: &quinn::Connection) -> Result<Identity, String> {
+fn certificate(connection: &quinn::Connection) -> Result<CertificateDer<'static>, String> {
     let chain = connection
         .peer_identity()
         .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or("peer shows no certificate")?;
-    let leaf = chain.first().ok_or("peer shows no certificate")?;
-    Identity::from_certificate(leaf).map_err(|e| e.to_string())
+    chain.into_iter().next().ok_or_else(|| "peer shows no certificate".into())
+}
+
+fn identity(connection: &quinn::Connection) -> Result<Identity, String> {
+    Identity::from_certificate(&certificate(connection)?).map_err(|e| e.to_string())
 }
 
 /// Reads, writes and watches a tunnel until it ends.
 async fn serve(up: Up, connection: quinn::Connection, context: Context) {
     let Up { input, conn, mut send, mut recv } = up;
     let (writer, mut queue) = mpsc::channel::<Message>(WRITE_QUEUE);
-    let event = Event::Up { input, conn, connection: connection.clone(), writer };
+    let secret = lane_secret(&input, &connection, &context);
+    let event = Event::Up { input, conn, connection: connection.clone(), writer, secret };
     if context.events.send(event).await.is_err() {
         return;
     }
@@ -366,6 +391,14 @@ async fn serve(up: Up, connection: quinn::Connection, context: Context) {
     }
     let reason = reason_of(&connection.closed().await);
     let _ = context.events.send(Event::Input(Input::TunnelClosed { conn, reason })).await;
+}
+
+fn lane_secret(up: &Input, connection: &quinn::Connection, context: &Context) -> Option<LaneSecret> {
+    let Input::TunnelUp { dialed, hello, .. } = up else { return None };
+    if dialed.is_some() {
+        return LaneSecret::export(connection, &context.certificate, &context.hello, hello);
+    }
+    LaneSecret::export(connection, &certificate(connection).ok()?, hello, &context.hello)
 }
 
 enum ReadFailure {

@@ -171,6 +171,11 @@ impl Datagrams {
         Self { connection, stalled: AtomicBool::new(false) }
     }
 
+    /// Whether the connection has ended.
+    pub fn closed(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+
     /// Waits for room only while `patience` lasts; `None` when it is over. quinn's plain `send_datagram` would throw
     /// away the oldest frame instead, which is work already done.
     fn send_one(

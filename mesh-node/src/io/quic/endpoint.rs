@@ -2,34 +2,88 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use aws_lc_rs::{digest, hmac};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
 use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig};
+use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 use rand::RngCore;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::offloads::SocketOffloads;
 use super::tls::{self, Credentials};
 use crate::config::offloads::Offloads;
 use crate::control::host::UNDERLAY_MARK;
+use crate::io::lane::{self, LaneWire};
+use crate::tunnel::lane::{ID_LEN, LANE_BIT};
 
 /// Bytes the kernel may hold for us in each direction: a few milliseconds at line rate. More only adds delay under load.
 const SOCKET_BUFFER: usize = 2 << 20;
 
-/// Binds `listen` and builds the endpoint; `transport` is for both directions, `offloads` what the socket may use, and peers
-/// may send UDP payloads up to `largest` bytes.
-pub fn bind(
-    listen: SocketAddr,
-    credentials: &Credentials,
-    transport: TransportConfig,
-    offloads: Offloads,
-    largest: u16,
-) -> anyhow::Result<(Endpoint, SocketOffloads)> {
-    let socket = socket(listen).with_context(|| format!("bind {listen}"))?;
-    on_socket(socket, credentials, transport, offloads, largest)
+/// How the socket is to be bound.
+#[derive(Debug, Clone, Copy)]
+pub struct Bind {
+    /// Where.
+    pub listen: SocketAddr,
+    /// What it may use.
+    pub offloads: Offloads,
+    /// The largest UDP payload that peers may send.
+    pub largest: u16,
+}
+
+impl Bind {
+    /// Binds and builds the endpoint; `transport` is for both directions.
+    pub fn alone(
+        self,
+        credentials: &Credentials,
+        transport: TransportConfig,
+    ) -> anyhow::Result<(Endpoint, SocketOffloads)> {
+        let socket = socket(self.listen).with_context(|| format!("bind {}", self.listen))?;
+        self.on_socket(socket, credentials, transport)
+    }
+
+    /// Binds for QUIC and lanes together. Somebody has to receive from the socket, else quinn hears nothing.
+    pub fn shared(
+        self,
+        credentials: &Credentials,
+        transport: TransportConfig,
+    ) -> anyhow::Result<(Endpoint, SocketOffloads, LaneWire)> {
+        let socket = socket(self.listen).with_context(|| format!("bind {}", self.listen))?;
+        buffers(&socket, lane::socket::RECEIVE_BUFFER, lane::socket::SEND_BUFFER);
+        let wire = LaneWire::new(socket, self.offloads).context("set up the UDP socket")?;
+        let offloads = SocketOffloads::of(wire.port.clone(), self.offloads);
+        Ok((self.endpoint(&offloads, credentials, transport)?, offloads, wire))
+    }
+
+    fn on_socket(
+        self,
+        socket: UdpSocket,
+        credentials: &Credentials,
+        transport: TransportConfig,
+    ) -> anyhow::Result<(Endpoint, SocketOffloads)> {
+        let offloads =
+            SocketOffloads::open(socket, self.offloads, &TokioRuntime).context("set up the UDP socket")?;
+        Ok((self.endpoint(&offloads, credentials, transport)?, offloads))
+    }
+
+    fn endpoint(
+        self,
+        offloads: &SocketOffloads,
+        credentials: &Credentials,
+        transport: TransportConfig,
+    ) -> anyhow::Result<Endpoint> {
+        let (server, client) = configs(credentials, transport)?;
+        let mut config = endpoint_config(credentials)?;
+        config.max_udp_payload_size(self.largest)?;
+        let runtime = Arc::new(TokioRuntime);
+        let mut endpoint =
+            Endpoint::new_with_abstract_socket(config, Some(server), offloads.socket(), runtime)?;
+        endpoint.set_default_client_config(client);
+        Ok(endpoint)
+    }
 }
 
 /// Without the mark, which needs a capability.
@@ -39,24 +93,8 @@ pub(super) fn bind_for_test(
     credentials: &Credentials,
     transport: TransportConfig,
 ) -> anyhow::Result<Endpoint> {
-    Ok(on_socket(UdpSocket::bind(listen)?, credentials, transport, Offloads::ALL, 1480)?.0)
-}
-
-fn on_socket(
-    socket: UdpSocket,
-    credentials: &Credentials,
-    transport: TransportConfig,
-    offloads: Offloads,
-    largest: u16,
-) -> anyhow::Result<(Endpoint, SocketOffloads)> {
-    let (server, client) = configs(credentials, transport)?;
-    let runtime = Arc::new(TokioRuntime);
-    let offloads = SocketOffloads::open(socket, offloads, &*runtime).context("set up the UDP socket")?;
-    let mut config = endpoint_config(credentials)?;
-    config.max_udp_payload_size(largest)?;
-    let mut endpoint = Endpoint::new_with_abstract_socket(config, Some(server), offloads.socket(), runtime)?;
-    endpoint.set_default_client_config(client);
-    Ok((endpoint, offloads))
+    let bind = Bind { listen, offloads: Offloads::ALL, largest: 1480 };
+    Ok(bind.on_socket(UdpSocket::bind(listen)?, credentials, transport)?.0)
 }
 
 /// Whoever dials us from now on is shown these credentials; the answer is for whoever dials, since each clone of an endpoint
@@ -93,16 +131,23 @@ fn socket(listen: SocketAddr) -> std::io::Result<UdpSocket> {
     }
     // the underlay never follows the overlay: a rule keeps marked packets on the main table
     socket.set_mark(UNDERLAY_MARK)?;
-    // the host's limits (rmem_max, wmem_max) are for ordinary programs: CAP_NET_ADMIN may go beyond
-    if setsockopt(&socket, RcvBufForce, &SOCKET_BUFFER).is_err() {
-        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-    }
-    if setsockopt(&socket, SndBufForce, &SOCKET_BUFFER).is_err() {
-        let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
-    }
     socket.set_nonblocking(true)?;
     socket.bind(&listen.into())?;
-    Ok(socket.into())
+    let socket = UdpSocket::from(socket);
+    buffers(&socket, SOCKET_BUFFER, SOCKET_BUFFER);
+    Ok(socket)
+}
+
+/// Bytes that the kernel may hold for us. The host's limits (rmem_max, wmem_max) are for ordinary programs: CAP_NET_ADMIN may go
+/// beyond.
+fn buffers(socket: &UdpSocket, receive: usize, send: usize) {
+    let plain = SockRef::from(socket);
+    if setsockopt(socket, RcvBufForce, &receive).is_err() {
+        let _ = plain.set_recv_buffer_size(receive);
+    }
+    if setsockopt(socket, SndBufForce, &send).is_err() {
+        let _ = plain.set_send_buffer_size(send);
+    }
 }
 
 /// Keys for stateless resets and connection IDs come from the node's key, so that a restarted node's reset is understood
@@ -114,16 +159,76 @@ fn endpoint_config(credentials: &Credentials) -> anyhow::Result<EndpointConfig> 
         digest::digest(&digest::SHA256, &seed)
     };
     let reset = hmac::Key::new(hmac::HMAC_SHA256, derive(b"mesh stateless reset\0").as_ref());
-    let cid = derive(b"mesh connection id\0");
-    let cid_key = u64::from_be_bytes(cid.as_ref()[..8].try_into().context("digest is shorter than a key")?);
+    let cid = hmac::Key::new(hmac::HMAC_SHA256, derive(b"mesh connection id\0").as_ref());
     let mut config = EndpointConfig::new(Arc::new(reset));
-    config.cid_generator(move || Box::new(quinn_cid(cid_key)));
+    config.cid_generator(move || Box::new(Ids { key: cid.clone() }));
     let mut seed = [0; 32];
     rand::rng().fill_bytes(&mut seed);
     config.rng_seed(Some(seed));
     Ok(config)
 }
 
-fn quinn_cid(key: u64) -> quinn_proto::HashedConnectionIdGenerator {
-    quinn_proto::HashedConnectionIdGenerator::from_key(key)
+/// quinn's connection IDs: never one of a lane (`tunnel::lane::LANE_BIT` is clear), and known again by a check that only this
+/// node's key makes, so that what is no ID of ours is not answered, by a stateless reset or otherwise.
+struct Ids {
+    key: hmac::Key,
+}
+
+impl Ids {
+    /// Chance, and then the check.
+    const CHANCE: usize = 5;
+
+    fn check(&self, chance: &[u8]) -> [u8; ID_LEN - Self::CHANCE] {
+        let tag = hmac::sign(&self.key, chance);
+        std::array::from_fn(|at| tag.as_ref()[at])
+    }
+}
+
+impl ConnectionIdGenerator for Ids {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; ID_LEN];
+        rand::rng().fill_bytes(&mut id[..Self::CHANCE]);
+        id[0] &= !LANE_BIT;
+        let check = self.check(&id[..Self::CHANCE]);
+        id[Self::CHANCE..].copy_from_slice(&check);
+        ConnectionId::new(&id)
+    }
+
+    fn validate(&self, id: &ConnectionId) -> Result<(), InvalidCid> {
+        let ours = id.len() == ID_LEN && id[0] & LANE_BIT == 0;
+        if ours && id[Self::CHANCE..] == self.check(&id[..Self::CHANCE]) { Ok(()) } else { Err(InvalidCid) }
+    }
+
+    fn cid_len(&self) -> usize {
+        ID_LEN
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_of_ours_is_known_again_and_is_no_lane_s() {
+        let ids = |key: &[u8]| Ids { key: hmac::Key::new(hmac::HMAC_SHA256, key) };
+        let mut ours = ids(&[1; 32]);
+        for _ in 0..1000 {
+            let id = ours.generate_cid();
+            assert!(id[0] & LANE_BIT == 0 && ours.validate(&id).is_ok());
+            // the same after a restart; another node's is not ours
+            assert!(ids(&[1; 32]).validate(&id).is_ok());
+            assert!(ids(&[2; 32]).validate(&id).is_err());
+            for bit in 0..64 {
+                let mut other = [0; ID_LEN];
+                other.copy_from_slice(&id);
+                other[bit / 8] ^= 1 << (bit % 8);
+                assert!(ours.validate(&ConnectionId::new(&other)).is_err());
+            }
+        }
+        assert!(ours.validate(&ConnectionId::new(&[])).is_err());
+    }
 }

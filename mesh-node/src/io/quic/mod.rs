@@ -4,6 +4,7 @@ pub mod connection;
 pub mod datagram;
 pub mod echo;
 pub mod endpoint;
+pub mod exporter;
 pub mod offloads;
 pub mod path;
 pub mod socket_drops;

@@ -40,6 +40,11 @@ impl SocketOffloads {
         Ok(Self { socket, wanted })
     }
 
+    /// Of a socket that quinn shares with others, who have set it up.
+    pub(super) fn of(socket: Arc<dyn AsyncUdpSocket>, wanted: Offloads) -> Self {
+        Self { socket: Arc::new(Trains(socket)), wanted }
+    }
+
     /// What quinn talks to.
     pub(super) fn socket(&self) -> Arc<dyn AsyncUdpSocket> {
         self.socket.clone()

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Until the connection or the loop ends.
 pub async fn watch(conn: ConnId, connection: &quinn::Connection, context: &Context) {
-    let mut path = PathWatch::new(Instant::now());
+    let mut path = PathWatch::new(context.path_check, Instant::now());
     loop {
         let frame = connection.max_datagram_size().unwrap_or(0);
         let stats = connection.stats();

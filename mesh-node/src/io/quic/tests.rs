@@ -78,7 +78,13 @@ impl<'a> Spec<'a> {
         let transport = datagram::transport_config(keepalive);
         let quic = endpoint::bind_for_test(listen, &credentials, transport).unwrap();
         let (events_tx, events) = mpsc::channel(64);
-        let context = Context { hello: self.hello(), events: events_tx };
+        let certificate = credentials.leaf().unwrap();
+        let context = Context {
+            hello: self.hello(),
+            certificate,
+            path_check: Duration::from_secs(5),
+            events: events_tx,
+        };
         let door = Door::default();
         let acceptor = tokio::spawn({
             let (quic, context) = (quic.clone(), context.clone());

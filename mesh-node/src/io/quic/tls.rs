@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use mesh_proto::identity::{IdentityError, TrustRoots};
 use mesh_proto::limits::ALPN;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -24,6 +25,13 @@ pub struct Credentials {
     pub key: PrivateKeyDer<'static>,
     /// The mesh's CAs.
     pub roots: Arc<TrustRoots>,
+}
+
+impl Credentials {
+    /// The node's own certificate.
+    pub fn leaf(&self) -> anyhow::Result<CertificateDer<'static>> {
+        self.chain.first().cloned().context("no certificate in the node's file")
+    }
 }
 
 /// Name in SNI. The dialer reads the peer's name from its certificate: a seed's name is not known beforehand.

@@ -69,7 +69,7 @@ pub(super) fn read_now(tun: &File, buffer: &mut [u8]) -> io::Result<Option<usize
 }
 
 /// A counter that a waiting thread can be woken with.
-pub(super) fn eventfd() -> io::Result<File> {
+pub(crate) fn eventfd() -> io::Result<File> {
     // SAFETY: no memory is passed.
     let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
     Ok(File::from(own(fd)?))

@@ -61,7 +61,7 @@ fn run(
 #[test]
 fn an_idle_path_that_shrinks_is_known_after_the_confirmation_and_the_search() {
     let mut now = Instant::now();
-    let (mut watch, mut transport) = (PathWatch::new(now), Transport::new(8932));
+    let (mut watch, mut transport) = (PathWatch::new(CONFIRM, now), Transport::new(8932));
     let told = run(&mut watch, &mut transport, &mut now, Duration::from_secs(60));
     assert_eq!(told.iter().map(|(_, frame)| *frame).collect::<Vec<_>>(), [8932]);
     assert!((10..=14).contains(&transport.sent), "a check every 5 s: {}", transport.sent);
@@ -85,7 +85,7 @@ fn an_idle_path_that_shrinks_is_known_after_the_confirmation_and_the_search() {
 #[test]
 fn losses_raise_suspicion_at_the_next_look() {
     let mut now = Instant::now();
-    let (mut watch, mut transport) = (PathWatch::new(now), Transport::new(8932));
+    let (mut watch, mut transport) = (PathWatch::new(CONFIRM, now), Transport::new(8932));
     run(&mut watch, &mut transport, &mut now, Duration::from_secs(2));
     transport.path = 1432;
     transport.send(8932);
@@ -103,7 +103,7 @@ fn losses_raise_suspicion_at_the_next_look() {
 #[test]
 fn a_false_alarm_is_not_told() {
     let mut now = Instant::now();
-    let (mut watch, mut transport) = (PathWatch::new(now), Transport::new(1432));
+    let (mut watch, mut transport) = (PathWatch::new(CONFIRM, now), Transport::new(1432));
     run(&mut watch, &mut transport, &mut now, Duration::from_secs(2));
     transport.frame = LEAST;
     assert_eq!(run(&mut watch, &mut transport, &mut now, 100 * MS), []);
@@ -114,7 +114,7 @@ fn a_false_alarm_is_not_told() {
 #[test]
 fn a_path_that_always_loses_something_is_left_alone_between_bouts() {
     let mut now = Instant::now();
-    let (mut watch, mut transport) = (PathWatch::new(now), Transport::new(1432));
+    let (mut watch, mut transport) = (PathWatch::new(CONFIRM, now), Transport::new(1432));
     let end = now + Duration::from_secs(60);
     let mut full = 0;
     while now < end {
@@ -134,7 +134,7 @@ proptest! {
         steps in prop::collection::vec((0usize..9000, 0u64..3, 0u64..3, 0u64..2000), 1..60),
     ) {
         let mut now = Instant::now();
-        let mut watch = PathWatch::new(now);
+        let mut watch = PathWatch::new(CONFIRM, now);
         let (mut told, mut seen) = (0, Seen { frame: 0, sent: 0, lost: 0, rtt: RTT });
         for (frame, sent, lost, wait) in steps {
             seen = Seen { frame, sent: seen.sent + sent, lost: seen.lost + lost, rtt: RTT };

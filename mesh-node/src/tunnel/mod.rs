@@ -1,15 +1,16 @@
 //! The way to one peer, as the packet loop sees it: *send this batch*, *here is a batch, and whom it came from*. How
-//! frames travel is a [`Carrier`]'s business (`io::quic::datagram` is one); who has a tunnel, `control`'s.
+//! frames travel is a [`Carrier`]'s business (`io::quic::datagram` and `io::lane` are two); who has a tunnel, `control`'s.
 //!
 //! Tunnels and the FIB are published together as one [`Snapshot`], so that they never disagree.
 
+pub mod lane;
 pub mod pmtu;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use mesh_proto::frame::FrameHeader;
 use mesh_proto::limits::FRAME_HEADER;
 
@@ -23,6 +24,20 @@ pub trait Carrier: fmt::Debug + Send + Sync {
 
     /// The largest frame that fits at present.
     fn max_frame(&self) -> usize;
+
+    /// What it needs around each frame of a batch.
+    fn room(&self) -> Room {
+        Room::default()
+    }
+}
+
+/// Bytes to be left free before and after each frame, so that a carrier can work where the frame lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Room {
+    /// Before.
+    pub head: usize,
+    /// After.
+    pub tail: usize,
 }
 
 /// What became of the frames of a batch.
@@ -43,6 +58,15 @@ pub struct Sent {
 }
 
 impl Sent {
+    /// Adds what became of other frames.
+    pub fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.too_big += other.too_big;
+        self.queue_full += other.queue_full;
+        self.gone += other.gone;
+    }
+
     /// Bytes of the inner packets sent.
     pub fn inner_bytes(&self) -> u64 {
         self.bytes.saturating_sub(self.packets * FRAME_HEADER as u64)
@@ -105,9 +129,21 @@ impl Tunnel {
         self.carrier.max_frame().saturating_sub(FRAME_HEADER)
     }
 
+    /// An empty batch for this tunnel, in the memory of a former one.
+    pub fn batch(&self, mut spare: OutBatch) -> OutBatch {
+        spare.clear();
+        spare.room = self.carrier.room();
+        spare
+    }
+
     /// The peer's number of our network; `None` if it is not part of it.
     pub fn handle(&self, network: NetworkIx) -> Option<u8> {
         self.handles.get(usize::from(network.0)).copied().flatten()
+    }
+
+    /// Counts of the peer, kept over its tunnels.
+    pub fn counters(&self) -> &PeerCounters {
+        &self.counters
     }
 
     /// Who is at the other end, as TLS proved it.
@@ -132,23 +168,28 @@ impl Snapshot {
     }
 }
 
-/// Frames for one peer, back to back in one buffer that is reused once all of them have left.
+/// Frames for one peer, back to back in one buffer that is reused once all of them have left, each with the room around it
+/// that its carrier wants.
 #[derive(Debug, Default)]
 pub struct OutBatch {
     bytes: BytesMut,
     lens: Vec<usize>,
+    room: Room,
 }
 
 impl OutBatch {
     /// Adds a frame; its packet is given in two parts, since a segment's header and payload lie apart.
     pub fn push(&mut self, header: FrameHeader, head: &[u8], payload: &[u8]) {
         let len = FRAME_HEADER + head.len() + payload.len();
-        if self.bytes.capacity() - self.bytes.len() < len {
-            self.bytes.reserve(len.max(GROWTH));
+        let needed = self.room.head + len + self.room.tail;
+        if self.bytes.capacity() - self.bytes.len() < needed {
+            self.bytes.reserve(needed.max(GROWTH));
         }
+        self.bytes.put_bytes(0, self.room.head);
         self.bytes.extend_from_slice(&header.encode());
         self.bytes.extend_from_slice(head);
         self.bytes.extend_from_slice(payload);
+        self.bytes.put_bytes(0, self.room.tail);
         self.lens.push(len);
     }
 
@@ -162,10 +203,42 @@ impl OutBatch {
         self.lens.is_empty()
     }
 
-    /// Takes the frames out, in the order they were put in. Frames not taken from the iterator are dropped.
+    /// Takes the frames out, without the room, in the order they were put in. Frames not taken from the iterator are dropped.
     pub fn take(&mut self) -> impl Iterator<Item = Bytes> + '_ {
         let mut bytes = self.bytes.split().freeze();
-        self.lens.drain(..).map(move |len| bytes.split_to(len))
+        let Room { head, tail } = self.room;
+        self.lens.drain(..).map(move |len| {
+            bytes.advance(head);
+            let frame = bytes.split_to(len);
+            bytes.advance(tail);
+            frame
+        })
+    }
+
+    /// What is around each frame.
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
+    /// Leaves the last `keep` frames only.
+    pub fn keep_last(&mut self, keep: usize) {
+        if keep == 0 {
+            return self.clear();
+        }
+        let dropped = self.lens.len().saturating_sub(keep);
+        let around = self.room.head + self.room.tail;
+        self.bytes.advance(self.lens.drain(..dropped).map(|len| len + around).sum());
+    }
+
+    /// Empty, with its memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.lens.clear();
+    }
+
+    /// All bytes, room included, and the lengths of the frames in them.
+    fn parts(&mut self) -> (&mut [u8], &[usize]) {
+        (&mut self.bytes, &self.lens)
     }
 }
 

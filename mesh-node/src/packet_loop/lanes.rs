@@ -1,0 +1,290 @@
+//! Mesh to VM on lanes: one thread for the whole node, from the UDP socket to the TUN of each network, without a queue in
+//! between.
+//!
+//! 1. Receive a few messages, each a datagram or a train that GRO joined.
+//! 2. A datagram with the ID of a lane of ours is opened where it lies; all others are quinn's.
+//! 3. Per frame: header, network, `forward::inbound` with the lane's peer.
+//! 4. Join over the whole batch; one write per superpacket, straight from the receive buffers.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use mesh_proto::limits::FRAME_HEADER;
+use quinn::udp::RecvMeta;
+
+use super::Shared;
+use super::deliver::{Means, ToNetworks};
+use crate::forward::DropReason;
+use crate::forward::counters::{Batch, Direction, Drops, LaneCount, Worker};
+use crate::io::lane::LaneWire;
+use crate::io::lane::socket::Received;
+use crate::io::lane::table::LaneEnd;
+use crate::tunnel::Tunnel;
+use crate::tunnel::lane::LaneId;
+use crate::tunnel::lane::frames::Frames;
+use crate::tunnel::lane::open::{Opener, Refused};
+
+/// Datagrams for unknown lanes that quinn gets to see in a second. A stateless reset looks like one, so some have to pass; a
+/// flood of them must cost quinn nothing.
+const STRAYS_A_SECOND: u32 = 256;
+
+/// Between two tries to read from a socket that answers with an error.
+const ERROR_PAUSE: Duration = Duration::from_millis(5);
+
+/// Receives until told to stop.
+pub(super) fn run(shared: &Shared, wire: &LaneWire, stop: &AtomicBool) {
+    let mut lanes = Lanes {
+        shared,
+        wire,
+        to: ToNetworks::default(),
+        tally: Tally::default(),
+        strays: Strays { since: Instant::now(), passed: 0 },
+    };
+    let mut received = Received::default();
+    while !stop.load(Relaxed) {
+        match wire.socket.receive(&mut received) {
+            Ok(()) => lanes.batch(&mut received),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                if wire.socket.wait().is_err() {
+                    std::thread::sleep(ERROR_PAUSE);
+                }
+            }
+            Err(error) => {
+                // an ICMP error that the kernel remembers for the socket, at worst
+                tracing::debug!(%error, "receive from the UDP socket");
+                std::thread::sleep(ERROR_PAUSE);
+            }
+        }
+    }
+}
+
+type LaneMap = BTreeMap<LaneId, Arc<LaneEnd>>;
+
+struct Lanes<'a> {
+    shared: &'a Shared,
+    wire: &'a LaneWire,
+    to: ToNetworks,
+    tally: Tally,
+    strays: Strays,
+}
+
+/// What a batch comes to.
+#[derive(Default)]
+struct Tally {
+    drops: Drops,
+    packets: u64,
+    superpackets: u64,
+    unknown: u64,
+    port_dropped: u64,
+}
+
+impl Lanes<'_> {
+    fn batch(&mut self, received: &mut Received) {
+        let start = Instant::now();
+        let snapshot = self.shared.snapshot.load();
+        let tuns = self.shared.tuns.load();
+        let means = Means { snapshot: &snapshot, tuns: &tuns };
+        // after the receiving: whatever lane a packet is for, it was there before the packet was sent
+        let lanes = self.wire.table.load();
+        let mut from: Option<&Arc<LaneEnd>> = None;
+        for message in 0..received.count {
+            let meta = received.meta[message];
+            let stride = meta.stride.max(1);
+            let mut at = 0;
+            while at < meta.len {
+                let bytes = &received.buffers[message][at..meta.len];
+                let (claimed, len) = run_of(&lanes, bytes, stride);
+                let Some(lane) = claimed else {
+                    self.pass_on(start, &bytes[..len], RecvMeta { stride, ..meta });
+                    at += len;
+                    continue;
+                };
+                // what is written together counts for one peer
+                if let Some(before) = from.replace(lane)
+                    && before.tunnel.peer() != lane.tunnel.peer()
+                {
+                    self.write(&means, &before.tunnel, &received.buffers);
+                }
+                let run = at..at + len;
+                self.open(&means, lane, &mut received.buffers[message], message as u32, run, stride);
+                at += len;
+            }
+        }
+        if let Some(last) = from {
+            self.write(&means, &last.tunnel, &received.buffers);
+        }
+        self.count(start);
+    }
+
+    /// Datagrams of one lane, one after the other in a message.
+    fn open(
+        &mut self,
+        means: &Means<'_>,
+        lane: &LaneEnd,
+        buffer: &mut [u8],
+        number: u32,
+        run: Range<usize>,
+        stride: usize,
+    ) {
+        let mut opener = lane.opener();
+        let mut count = LaneCount::default();
+        let (mut packets, mut bytes) = (0, 0);
+        let mut genuine = false;
+        let mut at = run.start;
+        while at < run.end {
+            let end = (at + stride).min(run.end);
+            let datagram = &mut buffer[at..end];
+            if let Some(frames) = open(&mut opener, datagram, &mut count) {
+                genuine = true;
+                let mut frames = Frames::new(frames);
+                while let Some(frame) = frames.next_in(datagram) {
+                    packets += 1;
+                    let put = frame.map_err(|_| DropReason::BadFrame).and_then(|frame| {
+                        bytes += frame.len().saturating_sub(FRAME_HEADER) as u64;
+                        let start = at + frame.start;
+                        self.to.put(means, &lane.tunnel, number, start, &mut datagram[frame])
+                    });
+                    if let Err(reason) = put {
+                        self.tally.drops.add(reason, 1);
+                    }
+                }
+            }
+            at = end;
+        }
+        let seen = opener.take_counts();
+        drop(opener);
+        count.lost = seen.lost;
+        count.reordered = seen.reordered;
+        lane.tunnel.counters().add_lane(count);
+        lane.tunnel.count_received(packets, bytes);
+        if genuine {
+            lane.heard.now();
+        }
+        self.tally.packets += packets;
+    }
+
+    fn write(&mut self, means: &Means<'_>, from: &Tunnel, buffers: &[Vec<u8>]) {
+        if !self.to.is_empty() {
+            let drops = &mut self.tally.drops;
+            self.tally.superpackets += self.to.write_all(self.shared, means, from, buffers, drops);
+        }
+    }
+
+    /// Datagrams that are no lane's go to quinn.
+    fn pass_on(&mut self, now: Instant, bytes: &[u8], meta: RecvMeta) {
+        for part in bytes.chunks(meta.stride) {
+            if LaneId::claimed(part).is_some() {
+                self.tally.unknown += 1;
+            }
+        }
+        let unknown = LaneId::claimed(bytes).is_some();
+        if unknown && !self.strays.may_pass(now) {
+            return;
+        }
+        if !self.wire.port.push(meta, bytes) {
+            self.tally.port_dropped += bytes.len().div_ceil(meta.stride) as u64;
+        }
+    }
+
+    fn count(&mut self, start: Instant) {
+        let Tally { drops, packets, superpackets, unknown, port_dropped } = std::mem::take(&mut self.tally);
+        let counters = &self.shared.counters;
+        counters.dropped(Direction::Inbound, &drops);
+        if unknown + port_dropped > 0 {
+            counters.strays(unknown, port_dropped);
+        }
+        counters.batch(Worker::Lanes, Batch { packets, superpackets, busy: start.elapsed() });
+    }
+}
+
+/// The frames of a datagram, if it is genuine and new.
+fn open(opener: &mut Opener, datagram: &mut [u8], count: &mut LaneCount) -> Option<Range<usize>> {
+    match opener.open(datagram) {
+        Ok(frames) => return Some(frames),
+        Err(Refused::Forged) => count.forged += 1,
+        Err(Refused::Duplicate) => count.duplicate += 1,
+        Err(Refused::Replayed) => count.replayed += 1,
+    }
+    None
+}
+
+/// Whose the first datagram is, and the bytes of all that follow it and are whose it is: of one lane, of unknown lanes, or of
+/// none.
+fn run_of<'l>(lanes: &'l LaneMap, bytes: &[u8], stride: usize) -> (Option<&'l Arc<LaneEnd>>, usize) {
+    let mut datagrams = bytes.chunks(stride);
+    let claimed = datagrams.next().and_then(LaneId::claimed);
+    let lane = claimed.and_then(|id| lanes.get(&id));
+    let alike = |next: &&[u8]| {
+        let next = LaneId::claimed(next);
+        match (&lane, next) {
+            (Some(_), _) => next == claimed,
+            // a long header and a short one are told apart by the first datagram alone: quinn takes both
+            (None, Some(id)) => claimed.is_some() && !lanes.contains_key(&id),
+            (None, None) => claimed.is_none(),
+        }
+    };
+    let more = datagrams.take_while(alike).count();
+    (lane, ((1 + more) * stride).min(bytes.len()))
+}
+
+/// How many datagrams of unknown lanes were passed on in the current second.
+struct Strays {
+    since: Instant,
+    passed: u32,
+}
+
+impl Strays {
+    fn may_pass(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= Duration::from_secs(1) {
+            *self = Self { since: now, passed: 0 };
+        }
+        self.passed += 1;
+        self.passed <= STRAYS_A_SECOND
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_unknown_lanes_reaches_quinn_a_bounded_number_of_times_a_second() {
+        let start = Instant::now();
+        let mut strays = Strays { since: start, passed: 0 };
+        for second in 0..3 {
+            let now = start + Duration::from_secs(second);
+            let passed = (0..10_000).filter(|_| strays.may_pass(now)).count();
+            assert_eq!(passed, STRAYS_A_SECOND as usize);
+        }
+    }
+
+    #[test]
+    fn datagrams_are_told_apart_one_by_one_within_a_train() {
+        let lanes = LaneMap::new();
+        let [quic, long, stray] =
+            [[0x40u8, 1], [0xc0, 0x80], [0x40, 0x80]].map(|head| [&head[..], &[0; 18]].concat());
+        for (train, runs) in [
+            (vec![&quic, &quic, &long, &stray, &stray, &quic], vec![60, 40, 20]),
+            (vec![&stray], vec![20]),
+            (vec![&quic, &stray], vec![20, 20]),
+        ] {
+            let mut bytes: Vec<u8> = train.into_iter().flatten().copied().collect();
+            // the last may be shorter
+            bytes.pop();
+            let mut found = Vec::new();
+            let mut at = 0;
+            while at < bytes.len() {
+                let (lane, len) = run_of(&lanes, &bytes[at..], 20);
+                assert!(lane.is_none());
+                found.push(len);
+                at += len;
+            }
+            let mut expected = runs;
+            *expected.last_mut().unwrap() -= 1;
+            assert_eq!(found, expected);
+        }
+    }
+}
