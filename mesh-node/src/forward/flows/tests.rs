@@ -337,3 +337,36 @@ proptest! {
         prop_assert_eq!(there, world.count(ONE) + world.count(TWO));
     }
 }
+
+#[test]
+fn both_sides_are_told_of_a_reset_that_a_packet_began() {
+    let mut world = World::new();
+    world.way(&tcp(1, flag::SYN, 10, 0, 0));
+    world.way(&tcp(1, flag::ACK, 11, 5000, 100));
+    world.net = net(&[TWO], &[TWO], &[ONE]);
+    assert_eq!(world.way(&tcp(1, flag::ACK, 111, 6000, 0)), Some(Way::Reset));
+    assert!(world.flows.has_resets());
+    let mut resets = Vec::new();
+    assert!(world.flows.evacuate(&[ONE], world.now, 100, &mut resets));
+    assert_eq!(resets.len(), 1, "the server has not been told");
+    assert_eq!((resets[0].egress, resets[0].in_progress), (ONE, true));
+    assert_eq!(resets[0].to_server()[24..28], 111u32.to_be_bytes());
+    assert!(!world.flows.has_resets());
+}
+
+#[test]
+fn a_half_closed_flow_that_waits_for_its_answer_is_reset_and_not_told_of() {
+    let mut world = World::new();
+    world.way(&tcp(1, flag::SYN, 10, 0, 0));
+    world.way(&tcp(1, flag::ACK, 11, 5000, 100));
+    world.way(&tcp(1, flag::ACK | flag::FIN, 111, 5000, 0));
+    world.now += 30;
+    for again in [false, true] {
+        let mut resets = Vec::new();
+        assert!(world.flows.evacuate(&[ONE], world.now, 100, &mut resets));
+        assert_eq!(
+            resets.iter().map(|reset| reset.in_progress).collect::<Vec<_>>(),
+            [false; 1][usize::from(again)..]
+        );
+    }
+}
