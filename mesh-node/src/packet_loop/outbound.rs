@@ -51,6 +51,8 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Reads until told to stop, or until the device is gone.
 pub(super) fn run(shared: &Shared, network: NetworkIx, tun: &Tun, stop: &AtomicBool) {
+    // of a thread before this one, whose device is gone
+    shared.counters.pin(network, &[]);
     let mut outbound = Outbound {
         shared,
         network,
