@@ -230,7 +230,7 @@ impl Flows {
             return Some(Way::Egress(egress));
         };
         let flow = &mut self.flows[place];
-        let carries = elected(via, flow.egress) || net.spec().egress_holds.contains(&flow.egress);
+        let carries = elected(via, flow.egress) || net.holds(flow.egress, parts.key.addresses().1);
         if parts.about_another {
             return if carries { Some(Way::Egress(flow.egress)) } else { elect().map(Way::Egress) };
         }

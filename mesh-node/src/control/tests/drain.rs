@@ -40,7 +40,7 @@ impl World {
     fn holds_and_drained(&self) -> (bool, bool) {
         let spec = self.spec("ph1");
         let ph2 = Egress::Peer(self.nodes["ph1"].control.members.peers[&"ph2".parse::<NodeId>().unwrap()].ix);
-        (spec.egress_holds.contains(&ph2), spec.egress_drained.contains(&ph2))
+        (spec.egress_holds.iter().any(|(_, held)| *held == ph2), spec.egress_drained.contains(&ph2))
     }
 }
 

@@ -26,7 +26,7 @@ fn net(elected: &[Egress], holds: &[Egress], drained: &[Egress]) -> NetworkFib {
         gateways: vec![],
         routes: vec![],
         egress: vec![(everywhere, via(elected))],
-        egress_holds: holds.to_vec(),
+        egress_holds: holds.iter().map(|egress| (everywhere, *egress)).collect(),
         egress_drained: drained.to_vec(),
         egress_peers: vec![],
         offer: vec![],
@@ -369,4 +369,21 @@ fn a_half_closed_flow_that_waits_for_its_answer_is_reset_and_not_told_of() {
             [false; 1][usize::from(again)..]
         );
     }
+}
+
+#[test]
+fn a_flow_leaves_an_egress_that_carries_but_not_to_its_destination() {
+    let mut world = World::new();
+    world.way(&udp(1));
+    let elsewhere = "198.51.100.0/24".parse().unwrap();
+    let mut spec = net(&[TWO], &[TWO], &[]).spec().clone();
+    spec.egress_holds.push((elsewhere, ONE));
+    world.net = NetworkFib::new(spec.clone());
+    assert_eq!(world.way(&udp(1)), by(TWO), "its offer has become narrower: there it would be dropped");
+    spec.egress_holds.push(("192.0.2.0/24".parse().unwrap(), ONE));
+    spec.egress = vec![];
+    world.net = net(&[ONE], &[ONE], &[]);
+    world.way(&udp(2));
+    world.net = NetworkFib::new(spec);
+    assert_eq!(world.way(&udp(2)), by(ONE), "as long as a prefix of it holds");
 }
