@@ -20,7 +20,7 @@ use mesh_proto::ip::transport;
 use mesh_proto::record::Condition;
 use mesh_proto::{NetworkName, Prefix, api};
 
-use super::event::{Now, Output};
+use super::event::{LocalNetwork, Now, Output};
 use super::host::egress_mark;
 use super::{Control, rib};
 use crate::config::EgressChoice;
@@ -47,13 +47,15 @@ const FORGET_AFTER: Duration = Duration::from_secs(1);
 /// A flow without a state of its own that was quiet for so many seconds is not in progress.
 const QUIET: u32 = 3;
 
-/// What to count: connections with one of these marks; those from these prefixes are this host's own.
+/// What to count: connections with one of these marks, by where they come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlowWatch {
     /// Egress marks of this host.
     pub marks: Vec<u32>,
     /// Sources of its own VMs.
     pub own: Vec<Prefix>,
+    /// Sources of those of its own VMs that leave "local": their connections stay, drained or not, and do not count.
+    pub stay: Vec<Prefix>,
 }
 
 /// Connections in progress.
@@ -113,8 +115,12 @@ impl FlowWatch {
     /// Counts.
     pub fn count(&self, tracked: impl IntoIterator<Item = Tracked>, timeouts: &Timeouts) -> FlowCount {
         let mut count = FlowCount::default();
+        let within = |all: &[Prefix], source: IpAddr| all.iter().any(|prefix| prefix.contains(source));
         for flow in tracked.into_iter().filter(|flow| flow.in_progress(timeouts)) {
-            let own = self.own.iter().any(|prefix| prefix.contains(flow.source));
+            if within(&self.stay, flow.source) {
+                continue;
+            }
+            let own = within(&self.own, flow.source);
             *(if own { &mut count.own } else { &mut count.others }) += 1;
         }
         count
@@ -330,7 +336,7 @@ impl Control {
             State::Draining { until, .. } if *until <= now.mono => self.drained(now),
             State::Drained { forget } if forget.is_some_and(|at| at <= now.mono) => {
                 *forget = None;
-                let marks = self.flow_watch().marks;
+                let marks = self.marks_to_forget();
                 self.outputs.push_back(Output::ForgetFlows(marks));
             }
             _ => {}
@@ -375,8 +381,7 @@ impl Control {
     }
 
     fn offered_networks(&self) -> Vec<NetworkName> {
-        let offers = |name: &NetworkName| rib::own_offer(&self.local, name, &self.offers).is_some();
-        self.local.networks.iter().map(|n| n.name.clone()).filter(offers).collect()
+        self.shared_networks().map(|n| n.name.clone()).collect()
     }
 
     /// Some other node could carry this network.
@@ -400,14 +405,31 @@ impl Control {
     }
 
     fn flow_watch(&self) -> FlowWatch {
-        // a network that leaves "local" has the same mark, and is not drained
-        let shared = |n: &&super::event::LocalNetwork| {
-            n.egress != EgressChoice::Local && rib::own_offer(&self.local, &n.name, &self.offers).is_some()
+        let marks = self.shared_networks().map(|n| egress_mark(n.ix.0)).collect();
+        let sources = |n: &LocalNetwork| -> Vec<Prefix> {
+            let maps = n.maps.iter().flat_map(|(local, mesh)| [*local, *mesh]);
+            maps.chain(n.announce.iter().map(|a| a.prefix)).collect()
         };
-        let marks = self.local.networks.iter().filter(shared).map(|n| egress_mark(n.ix.0));
-        let own = self.local.networks.iter().flat_map(|n| {
-            n.maps.iter().flat_map(|(local, mesh)| [*local, *mesh]).chain(n.announce.iter().map(|a| a.prefix))
-        });
-        FlowWatch { marks: marks.collect(), own: own.collect() }
+        let (stay, own): (Vec<_>, Vec<_>) = self.local.networks.iter().partition(|n| self.leaves_local(n));
+        FlowWatch {
+            marks,
+            own: own.into_iter().flat_map(sources).collect(),
+            stay: stay.into_iter().flat_map(sources).collect(),
+        }
+    }
+
+    /// Those for which this node offers egress.
+    fn shared_networks(&self) -> impl Iterator<Item = &LocalNetwork> {
+        self.local.networks.iter().filter(|n| rib::own_offer(&self.local, &n.name, &self.offers).is_some())
+    }
+
+    /// Its own VMs use this host whether it is drained or not, with the mark of those who share it.
+    fn leaves_local(&self, network: &LocalNetwork) -> bool {
+        network.egress == EgressChoice::Local || self.roles.has_fallen_back(&network.name)
+    }
+
+    /// Marks of which nothing is in progress any more.
+    fn marks_to_forget(&self) -> Vec<u32> {
+        self.shared_networks().filter(|n| !self.leaves_local(n)).map(|n| egress_mark(n.ix.0)).collect()
     }
 }

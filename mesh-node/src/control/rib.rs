@@ -146,11 +146,14 @@ pub fn network_spec(
         false => ix(node).map(Egress::Peer),
     };
     let spread = |node: &NodeId| Some(EgressVia { egress: via(node)?, key: rendezvous_key(node) });
-    let standing = |is: fn(Standing) -> bool| {
-        let candidates = elections.iter().flat_map(|e| &e.candidates).filter(|c| is(c.standing));
-        let nodes: BTreeSet<&NodeId> = candidates.map(|c| &c.node).collect();
-        nodes.into_iter().filter_map(via).collect::<Vec<Egress>>()
+    let holds = |election: &Election| {
+        let carry = election.candidates.iter().filter(|c| c.standing.carries());
+        let carry = carry.filter_map(|c| Some((election.destination, via(&c.node)?)));
+        carry.collect::<Vec<(Prefix, Egress)>>()
     };
+    let candidates = elections.iter().flat_map(|e| &e.candidates);
+    let drained: BTreeSet<&NodeId> =
+        candidates.filter(|c| c.standing == Standing::Drained).map(|c| &c.node).collect();
     NetworkSpec {
         name: network.name.clone(),
         maps: network.maps.clone(),
@@ -165,8 +168,8 @@ pub fn network_spec(
             .map(|e| (e.destination, e.elected.iter().filter_map(spread).collect::<Vec<EgressVia>>()))
             .filter(|(_, via)| !via.is_empty())
             .collect(),
-        egress_holds: standing(|s| s.carries()),
-        egress_drained: standing(|s| s == Standing::Drained),
+        egress_holds: elections.iter().flat_map(holds).collect(),
+        egress_drained: drained.into_iter().filter_map(via).collect(),
         egress_peers: egress_peers(network, members).iter().map(|p| p.ix).collect(),
         offer: offer_rules(local, &network.name),
         expose: local.expose.clone(),

@@ -51,6 +51,8 @@ struct World {
     traced: Vec<Result<mesh_proto::trace::TraceReply, String>>,
     /// Tracked connections are counted, or no longer.
     counting: Option<bool>,
+    /// The last thing to be counted.
+    watch: Option<crate::control::drain::FlowWatch>,
     /// Marks of tracked connections that were deleted.
     forgot: Vec<u32>,
     /// Nodes that may stop, and after how long.
@@ -88,6 +90,7 @@ impl World {
             told: BTreeMap::new(),
             traced: Vec::new(),
             counting: None,
+            watch: None,
             forgot: Vec::new(),
             gone: Vec::new(),
         }
@@ -200,7 +203,10 @@ impl World {
 
     fn carry_out(&mut self, node: &str, output: Output) {
         match output {
-            Output::CountFlows(watch) => self.counting = Some(watch.is_some()),
+            Output::CountFlows(watch) => {
+                self.counting = Some(watch.is_some());
+                self.watch = watch.or(self.watch.take());
+            }
             Output::ForgetFlows(marks) => self.forgot.extend(marks),
             Output::Gone { after } => self.gone.push(after),
             Output::Publish { networks, tunnels } => {

@@ -63,8 +63,8 @@ pub struct NetworkSpec {
     /// Elected egress per destination prefix (longest match): where new flows go. Never an empty list; more than one where
     /// flows are spread.
     pub egress: Vec<(Prefix, Vec<EgressVia>)>,
-    /// Egress whose flows in progress stay where they are, elected or not: it carries.
-    pub egress_holds: Vec<Egress>,
+    /// Egress whose flows to a destination prefix stay where they are while in progress, elected or not: it carries there.
+    pub egress_holds: Vec<(Prefix, Egress)>,
     /// Egress that is drained: flows that are still there have outlived it.
     pub egress_drained: Vec<Egress>,
     /// Peers from which a packet with an Internet source is accepted (the egress nodes this network lists).
@@ -157,6 +157,11 @@ impl NetworkFib {
     pub fn egress(&self, address: IpAddr) -> &[EgressVia] {
         let place = self.egress.lookup(address);
         place.and_then(|place| self.spec.egress.get(place as usize)).map_or(&[], |(_, via)| via)
+    }
+
+    /// Whether flows in progress to the address may stay with this egress, elected or not.
+    pub fn holds(&self, egress: Egress, address: IpAddr) -> bool {
+        self.spec.egress_holds.iter().any(|(prefix, held)| *held == egress && prefix.contains(address))
     }
 
     /// Whether what this node offers as egress includes the address.

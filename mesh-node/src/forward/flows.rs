@@ -52,8 +52,8 @@ const RESET: Seconds = 60;
 /// A flow used within this time is not given up for a new one.
 const IN_USE: Seconds = 60;
 
-/// A TCP flow that the VM has closed, and that has been idle since, needs no reset: the other side has closed as well, or is
-/// about to.
+/// A TCP flow that the VM has closed, and that has been idle since, has most likely ended: the other side has closed as well. It
+/// may as well be one that waits for its answer, so that it is reset, but is not told of.
 const CLOSED: Seconds = 2;
 
 /// Sets looked through for idle flows each second: all of them within 16 s.
@@ -170,6 +170,10 @@ pub struct Flows {
     /// Where sweeping, and evacuating, goes on.
     swept: usize,
     evacuated: usize,
+    /// Those that were drained when all sets were last looked through.
+    evacuated_of: Vec<Egress>,
+    /// Resets begun by a packet of the flow, before it was evacuated.
+    begun: Vec<Reset>,
     /// The last second swept in.
     ticked: Seconds,
 }
@@ -185,6 +189,8 @@ impl Flows {
             overflows: 0,
             swept: 0,
             evacuated: 0,
+            evacuated_of: Vec::new(),
+            begun: Vec::new(),
             ticked: 0,
         }
     }
@@ -224,7 +230,7 @@ impl Flows {
             return Some(Way::Egress(egress));
         };
         let flow = &mut self.flows[place];
-        let carries = elected(via, flow.egress) || net.spec().egress_holds.contains(&flow.egress);
+        let carries = elected(via, flow.egress) || net.holds(flow.egress, parts.key.addresses().1);
         if parts.about_another {
             return if carries { Some(Way::Egress(flow.egress)) } else { elect().map(Way::Egress) };
         }
@@ -244,10 +250,12 @@ impl Flows {
             }
             return Some(Way::Egress(egress));
         }
-        if !over && flow.is_to_be_reset(now) && net.spec().egress_drained.contains(&flow.egress) {
-            let (egress, counted) = (flow.egress, flow.counts());
+        if !over && flow.is_to_be_reset() && net.spec().egress_drained.contains(&flow.egress) {
+            let (egress, counted, in_progress) = (flow.egress, flow.counts(), flow.in_progress(now));
             flow.state = State::Reset;
             flow.see(parts, now);
+            // the VM is told at once, and the server with the flows that are evacuated
+            self.begun.push(flow.reset(in_progress));
             if counted {
                 self.count(egress, false);
             }
@@ -287,8 +295,14 @@ impl Flows {
         limit: usize,
         resets: &mut Vec<Reset>,
     ) -> bool {
-        if !self.counts.iter().any(|(egress, count)| *count > 0 && drained.contains(egress)) {
+        resets.append(&mut self.begun);
+        let counted = self.counts.iter().any(|(egress, count)| *count > 0 && drained.contains(egress));
+        if !counted && self.evacuated == 0 && self.evacuated_of == drained {
+            return true;
+        }
+        if self.flows.is_empty() || drained.is_empty() {
             self.evacuated = 0;
+            self.evacuated_of = drained.to_vec();
             return true;
         }
         while self.evacuated < SETS {
@@ -303,11 +317,11 @@ impl Flows {
                 {
                     continue;
                 }
-                if !flow.expired(now) && flow.is_to_be_reset(now) {
+                if !flow.expired(now) && flow.is_to_be_reset() {
                     let (egress, counted) = (flow.egress, flow.counts());
+                    resets.push(flow.reset(flow.in_progress(now)));
                     flow.state = State::Reset;
                     flow.last = now;
-                    resets.push(Reset::of(&flow.key, egress, flow.sequence, flow.acknowledged));
                     if counted {
                         self.count(egress, false);
                     }
@@ -318,12 +332,18 @@ impl Flows {
             self.evacuated += 1;
         }
         self.evacuated = 0;
+        self.evacuated_of = drained.to_vec();
         true
     }
 
     /// Flows in progress by egress.
     pub fn counts(&self) -> &[(Egress, u64)] {
         &self.counts
+    }
+
+    /// Resets wait for the next evacuation.
+    pub fn has_resets(&self) -> bool {
+        !self.begun.is_empty()
     }
 
     /// Whether there is any.
@@ -430,15 +450,21 @@ impl Flows {
 }
 
 impl Flow {
-    /// Would hang without a word: a TCP flow under way.
-    fn is_to_be_reset(&self, now: Seconds) -> bool {
-        self.key.protocol() == transport::TCP
-            && self.key.has_ports()
-            && match self.state {
-                State::Open => true,
-                State::Closing => self.idle(now) <= CLOSED,
-                State::Opening | State::Ended | State::Reset => false,
-            }
+    /// May hang without a word: a TCP flow under way, also one that only the VM has closed.
+    fn is_to_be_reset(&self) -> bool {
+        let tcp = self.key.protocol() == transport::TCP && self.key.has_ports();
+        tcp && matches!(self.state, State::Open | State::Closing)
+    }
+
+    /// Its reset breaks something, for all that is seen of it.
+    fn in_progress(&self, now: Seconds) -> bool {
+        self.state != State::Closing || self.idle(now) <= CLOSED
+    }
+
+    fn reset(&self, in_progress: bool) -> Reset {
+        let mut reset = Reset::of(&self.key, self.egress, self.sequence, self.acknowledged);
+        reset.in_progress = in_progress;
+        reset
     }
 }
 

@@ -51,6 +51,8 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Reads until told to stop, or until the device is gone.
 pub(super) fn run(shared: &Shared, network: NetworkIx, tun: &Tun, stop: &AtomicBool) {
+    // of a thread before this one, whose device is gone
+    shared.counters.pin(network, &[]);
     let mut outbound = Outbound {
         shared,
         network,
@@ -63,6 +65,7 @@ pub(super) fn run(shared: &Shared, network: NetworkIx, tun: &Tun, stop: &AtomicB
         start: Instant::now(),
         now: 0,
         resets: 0,
+        evacuates: false,
         quiet: true,
     };
     let mut errors = 0;
@@ -96,6 +99,8 @@ struct Outbound<'a> {
     now: Seconds,
     /// Flows reset since this was last told.
     resets: u64,
+    /// Flows of a drained egress node are still there.
+    evacuates: bool,
     /// Published: there are no flows.
     quiet: bool,
 }
@@ -121,10 +126,12 @@ struct Filled {
 impl Outbound<'_> {
     /// Waits for a packet, then handles it and all that follow at once.
     fn batch(&mut self) -> std::io::Result<()> {
-        let wait = match self.resets {
-            0 if self.quiet && self.flows.is_empty() => Wait::Forever,
-            0 => Wait::AtMost(TICK),
-            _ => Wait::No,
+        let wait = if self.evacuates || self.flows.has_resets() {
+            Wait::No
+        } else if self.quiet && self.flows.is_empty() {
+            Wait::Forever
+        } else {
+            Wait::AtMost(TICK)
         };
         let read = self.tun.read(&mut self.buffer, wait)?;
         let start = Instant::now();
@@ -268,13 +275,14 @@ impl Outbound<'_> {
             self.quiet = self.flows.is_empty();
             counters.flow_overflows(network, self.flows.take_overflows());
         }
-        let Some(net) = snapshot.fib.network(network).filter(|net| !net.spec().egress_drained.is_empty())
-        else {
+        let Some(net) = snapshot.fib.network(network) else {
+            self.evacuates = false;
             return;
         };
         let mut resets = Vec::new();
         let done = self.flows.evacuate(&net.spec().egress_drained, self.now, RESETS, &mut resets);
-        self.resets += resets.len() as u64;
+        self.evacuates = !done;
+        self.resets += resets.iter().filter(|reset| reset.in_progress).count() as u64;
         for reset in &resets {
             self.answer(&reset.to_vm());
             let mut packet = reset.to_server();

@@ -221,3 +221,10 @@ impl HostNetwork {
         self.offer.iter().chain(local)
     }
 }
+
+/// Whether flows by one of these ways to the Internet cannot go on: fewer ways like it are left. One that is only added, as when
+/// an egress node falls back to itself, ends no flow of others.
+pub fn loses_way(before: &[HostEgress], now: &[HostEgress]) -> bool {
+    let count = |ways: &[HostEgress], way: &HostEgress| ways.iter().filter(|other| *other == way).count();
+    before.iter().any(|way| count(now, way) < count(before, way))
+}

@@ -398,3 +398,21 @@ proptest! {
         prop_assert_eq!(actual, desired);
     }
 }
+
+#[test]
+fn flows_are_forgotten_when_a_way_is_lost_and_not_when_one_is_added() {
+    let way = |snat: &str| HostEgress { interface: Some("wan0".into()), snat: vec![snat.parse().unwrap()] };
+    let (one, other) = (way("198.51.100.11"), way("198.51.100.12"));
+    for (before, now, lost) in [
+        (vec![one.clone()], vec![one.clone()], false),
+        // an egress node falls back to itself, and stops to
+        (vec![one.clone()], vec![one.clone(), one.clone()], false),
+        (vec![one.clone(), one.clone()], vec![one.clone()], true),
+        // another address; the role is lost
+        (vec![one.clone()], vec![other.clone()], true),
+        (vec![one.clone(), other], vec![one.clone()], true),
+        (vec![one], vec![], true),
+    ] {
+        assert_eq!(loses_way(&before, &now), lost, "{before:?} {now:?}");
+    }
+}

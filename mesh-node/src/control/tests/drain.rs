@@ -40,7 +40,7 @@ impl World {
     fn holds_and_drained(&self) -> (bool, bool) {
         let spec = self.spec("ph1");
         let ph2 = Egress::Peer(self.nodes["ph1"].control.members.peers[&"ph2".parse::<NodeId>().unwrap()].ix);
-        (spec.egress_holds.contains(&ph2), spec.egress_drained.contains(&ph2))
+        (spec.egress_holds.iter().any(|(_, held)| *held == ph2), spec.egress_drained.contains(&ph2))
     }
 }
 
@@ -169,6 +169,31 @@ fn a_stop_hands_over_what_it_carries_to_a_standby_and_waits_for_nothing_else() {
         world.settle();
         assert_eq!((world.gone.as_slice(), world.elected("ph1")), (&[Duration::ZERO][..], Some("ph2")));
     }
+}
+
+#[test]
+fn a_node_whose_own_network_leaves_local_counts_the_flows_of_others_and_deletes_none_of_its_own() {
+    let mut world = World::new();
+    world.start(1, &[], listed(&["ph2", "ph3"]), false);
+    world.start(2, &[1], EgressChoice::Local, true);
+    world.start(3, &[1], none(), true);
+    world.run(3 * SECOND);
+    world.drain(10 * SECOND);
+    let watch = world.watch.clone().unwrap();
+    assert_eq!(watch.marks, [0x5000_0000], "flows of others have this mark as well");
+    let timeouts = Timeouts { udp: 30, udp_stream: 120, icmp: 30, generic: 600 };
+    let from = |source: &str| Tracked {
+        source: source.parse().unwrap(),
+        protocol: 6,
+        tcp_state: Some(3),
+        assured: true,
+        left: 300,
+    };
+    let all = ["10.77.1.10", "192.168.100.10", "192.168.100.11"].map(from);
+    assert_eq!(watch.count(all, &timeouts), FlowCount { others: 1, own: 0 });
+    world.run(12 * SECOND);
+    assert_eq!(world.state(), "drained");
+    assert!(world.forgot.is_empty(), "its own VMs' flows go on: {:?}", world.forgot);
 }
 
 #[test]

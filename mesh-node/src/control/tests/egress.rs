@@ -102,6 +102,11 @@ impl World {
         self.settle();
     }
 
+    /// Whose flows stay, elected or not.
+    fn held(&self) -> Vec<Egress> {
+        self.spec("ph1").egress_holds.iter().map(|(_, egress)| *egress).collect()
+    }
+
     fn peer_ix(&self, node: &str) -> Egress {
         Egress::Peer(self.nodes["ph1"].control.members.peers[&node.parse::<NodeId>().unwrap()].ix)
     }
@@ -149,16 +154,16 @@ fn three_egress_nodes_go_one_after_the_other_then_traffic_is_refused_until_one_r
 fn a_record_s_word_on_the_uplink_moves_the_role_at_once_and_flows_that_can_stay_are_held() {
     let mut world = World::with_egress(2, EgressRules::default());
     let [two, three] = ["ph2", "ph3"].map(|n| world.peer_ix(n));
-    assert_eq!(world.spec("ph1").egress_holds, [two, three]);
+    assert_eq!(world.held(), [two, three]);
     world.says("ph2", LINK_DOWN);
     assert_eq!(world.elected("ph1"), Some("ph3"));
-    assert_eq!(world.spec("ph1").egress_holds, [three], "flows of a dead uplink move");
+    assert_eq!(world.held(), [three], "flows of a dead uplink move");
     assert_eq!(world.failovers(FailoverCause::Uplink), 1);
     let (count, seconds) = world.outages();
     assert_eq!((count, seconds.as_millis()), (1, 80), "its own word on how long");
     world.says("ph2", Condition::Healthy);
     assert_eq!(world.elected("ph1"), Some("ph3"), "moving back would break flows");
-    assert_eq!(world.spec("ph1").egress_holds, [two, three]);
+    assert_eq!(world.held(), [two, three]);
     let reason = world.answer().reason.unwrap();
     assert_eq!(reason, "ph2 had failed: the one elected stays while it is healthy");
 }
@@ -169,12 +174,12 @@ fn a_node_that_drains_gives_the_role_and_keeps_its_flows_and_takes_the_role_back
     let [two, three] = ["ph2", "ph3"].map(|n| world.peer_ix(n));
     world.says("ph2", Condition::Draining);
     assert_eq!(world.elected("ph1"), Some("ph3"));
-    assert_eq!(world.spec("ph1").egress_holds, [two, three]);
+    assert_eq!(world.held(), [two, three]);
     assert_eq!(world.failovers(FailoverCause::Drain), 1);
     assert_eq!(world.outages(), (1, Duration::ZERO), "nothing was out");
     world.says("ph2", Condition::Drained);
     let spec = world.spec("ph1");
-    assert_eq!((&spec.egress_holds[..], &spec.egress_drained[..]), (&[three][..], &[two][..]));
+    assert_eq!((&world.held()[..], &spec.egress_drained[..]), (&[three][..], &[two][..]));
     world.says("ph2", Condition::Healthy);
     assert_eq!(world.elected("ph1"), Some("ph2"), "its operator has called it back; it had not failed");
     assert_eq!(world.standing("ph2"), "alive", "and that is no flapping");
@@ -383,6 +388,10 @@ fn each_destination_elects_on_its_own() {
         assert_eq!(by(world), [("0.0.0.0/0".into(), owned(a)), ("203.0.113.0/24".into(), owned(b))]);
     };
     two(&world, Some("ph2"), Some("ph3"));
+    let ph2 = (Prefix::default_route(true), world.peer_ix("ph2"));
+    let narrow = ("203.0.113.0/24".parse().unwrap(), world.peer_ix("ph3"));
+    let held = &world.spec("ph1").egress_holds;
+    assert!(held.contains(&ph2) && held.contains(&narrow) && !held.contains(&(narrow.0, ph2.1)), "{held:?}");
     world.says("ph3", LINK_DOWN);
     two(&world, Some("ph2"), None);
     world.says("ph3", Condition::Healthy);

@@ -21,6 +21,8 @@ const HOPS: u8 = 64;
 pub struct Reset {
     /// By which it left.
     pub egress: Egress,
+    /// It breaks what is in progress: the operator is to know.
+    pub in_progress: bool,
     vm: IpAddr,
     server: IpAddr,
     vm_port: u16,
@@ -32,7 +34,7 @@ pub struct Reset {
 impl Reset {
     pub(super) fn of(key: &Key, egress: Egress, sequence: u32, acknowledged: u32) -> Self {
         let ((vm, server), (vm_port, server_port)) = (key.addresses(), key.ports());
-        Self { egress, vm, server, vm_port, server_port, sequence, acknowledged }
+        Self { egress, in_progress: true, vm, server, vm_port, server_port, sequence, acknowledged }
     }
 
     /// Of the flow that this packet of a VM belongs to; `None` where it is no whole TCP segment.

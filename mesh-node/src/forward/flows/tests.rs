@@ -26,7 +26,7 @@ fn net(elected: &[Egress], holds: &[Egress], drained: &[Egress]) -> NetworkFib {
         gateways: vec![],
         routes: vec![],
         egress: vec![(everywhere, via(elected))],
-        egress_holds: holds.to_vec(),
+        egress_holds: holds.iter().map(|egress| (everywhere, *egress)).collect(),
         egress_drained: drained.to_vec(),
         egress_peers: vec![],
         offer: vec![],
@@ -336,4 +336,54 @@ proptest! {
         let there = there.filter(|place| world.flows.flows[*place].counts()).count() as u64;
         prop_assert_eq!(there, world.count(ONE) + world.count(TWO));
     }
+}
+
+#[test]
+fn both_sides_are_told_of_a_reset_that_a_packet_began() {
+    let mut world = World::new();
+    world.way(&tcp(1, flag::SYN, 10, 0, 0));
+    world.way(&tcp(1, flag::ACK, 11, 5000, 100));
+    world.net = net(&[TWO], &[TWO], &[ONE]);
+    assert_eq!(world.way(&tcp(1, flag::ACK, 111, 6000, 0)), Some(Way::Reset));
+    assert!(world.flows.has_resets());
+    let mut resets = Vec::new();
+    assert!(world.flows.evacuate(&[ONE], world.now, 100, &mut resets));
+    assert_eq!(resets.len(), 1, "the server has not been told");
+    assert_eq!((resets[0].egress, resets[0].in_progress), (ONE, true));
+    assert_eq!(resets[0].to_server()[24..28], 111u32.to_be_bytes());
+    assert!(!world.flows.has_resets());
+}
+
+#[test]
+fn a_half_closed_flow_that_waits_for_its_answer_is_reset_and_not_told_of() {
+    let mut world = World::new();
+    world.way(&tcp(1, flag::SYN, 10, 0, 0));
+    world.way(&tcp(1, flag::ACK, 11, 5000, 100));
+    world.way(&tcp(1, flag::ACK | flag::FIN, 111, 5000, 0));
+    world.now += 30;
+    for again in [false, true] {
+        let mut resets = Vec::new();
+        assert!(world.flows.evacuate(&[ONE], world.now, 100, &mut resets));
+        assert_eq!(
+            resets.iter().map(|reset| reset.in_progress).collect::<Vec<_>>(),
+            [false; 1][usize::from(again)..]
+        );
+    }
+}
+
+#[test]
+fn a_flow_leaves_an_egress_that_carries_but_not_to_its_destination() {
+    let mut world = World::new();
+    world.way(&udp(1));
+    let elsewhere = "198.51.100.0/24".parse().unwrap();
+    let mut spec = net(&[TWO], &[TWO], &[]).spec().clone();
+    spec.egress_holds.push((elsewhere, ONE));
+    world.net = NetworkFib::new(spec.clone());
+    assert_eq!(world.way(&udp(1)), by(TWO), "its offer has become narrower: there it would be dropped");
+    spec.egress_holds.push(("192.0.2.0/24".parse().unwrap(), ONE));
+    spec.egress = vec![];
+    world.net = net(&[ONE], &[ONE], &[]);
+    world.way(&udp(2));
+    world.net = NetworkFib::new(spec);
+    assert_eq!(world.way(&udp(2)), by(ONE), "as long as a prefix of it holds");
 }

@@ -15,7 +15,7 @@ use crate::control::host::routes::{Route, RouteKind, route_changes, routes as wa
 use crate::control::host::rules::{Rule, rule_changes, rules as wanted_rules};
 use crate::control::host::ruleset::{removal, ruleset};
 use crate::control::host::sysctls::{Sysctl, forwarding, sysctls as wanted_sysctls};
-use crate::control::host::{HostEgress, HostNetwork, HostOut, HostState, egress_mark};
+use crate::control::host::{HostEgress, HostNetwork, HostOut, HostState, egress_mark, loses_way};
 use crate::io::notices::tell;
 use crate::notice::Notice;
 
@@ -394,7 +394,8 @@ impl HostSync {
             (!ways.is_empty()).then(|| (egress_mark(network.slot), ways))
         };
         let now: BTreeMap<u32, Vec<HostEgress>> = state.networks.iter().filter_map(leaving).collect();
-        for (mark, _) in self.applied.egress.iter().filter(|(mark, ways)| now.get(mark) != Some(ways)) {
+        let left = |mark: &u32| now.get(mark).map_or(&[][..], Vec::as_slice);
+        for (mark, _) in self.applied.egress.iter().filter(|(mark, ways)| loses_way(ways, left(mark))) {
             if let Err(error) = conntrack::delete_marked(*mark).await {
                 tell(Notice::FlowsStay { error: error.to_string() });
             }
