@@ -183,8 +183,8 @@ impl Session {
         self.remote.map_or(self.params.interval, |remote| remote.required_min_rx.max(self.params.interval))
     }
 
-    /// Our multiplier, times the slower of the other side's wish and our limit; compare RFC 5880 section 6.8.4.
-    fn detection_deadline(&self) -> Option<Instant> {
+    /// When silence becomes a verdict: our multiplier, times the slower of the other side's wish and our limit; compare RFC 5880 section 6.8.4.
+    pub fn detection_deadline(&self) -> Option<Instant> {
         let remote = self.remote.filter(|_| matches!(self.state, State::Init | State::Up))?;
         let interval = remote.desired_min_tx.max(self.params.interval);
         self.heard.checked_add(interval * u32::from(self.params.multiplier))

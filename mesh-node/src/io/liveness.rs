@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,9 @@ use mesh_proto::frame;
 use mesh_proto::liveness::{Probe, State};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::host::lease::Renewals;
 use super::notices::tell;
@@ -36,6 +38,20 @@ const IDLE: Duration = Duration::from_secs(3600);
 
 /// Messages taken at once: a peer that floods us with probes must not keep ours, or the lease, from being sent in time.
 const BURST: usize = 256;
+
+/// Probes of one connection that may wait for the thread: far more than a peer sends while the thread does not run. What comes beyond
+/// is dropped; that something came is noted anyway.
+const WAITING: u32 = 64;
+
+/// Turns of the runtime before anybody is called silent: one reads the socket, the next ones bring what was read through quinn to
+/// the reader task. One takes 1 to 2 ms.
+const TURNS: u32 = 3;
+
+/// A runtime that takes no turns for so long does not run, and would not hear of a silent peer either.
+const TURNS_PATIENCE: Duration = Duration::from_millis(50);
+
+/// Between two looks at whether the turns are done.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Probes for another session than the one there is; the process has one thread that counts.
 static STRAY: AtomicU64 = AtomicU64::new(0);
@@ -52,7 +68,7 @@ enum Message {
     Open { conn: ConnId, connection: quinn::Connection, heard: Arc<Heard> },
     Want { wanted: BTreeMap<ConnId, ProbeParams> },
     Keep { lease: Lease },
-    Probed { conn: ConnId, probe: Probe, at: Instant },
+    Probed { conn: ConnId, heard: Arc<Heard>, probe: Probe, at: Instant },
     Close { conn: ConnId },
 }
 
@@ -61,11 +77,13 @@ enum Message {
 pub struct Heard {
     origin: Instant,
     after_us: AtomicU64,
+    /// Probes that the thread has not taken yet.
+    waiting: AtomicU32,
 }
 
 impl Default for Heard {
     fn default() -> Self {
-        Self { origin: Instant::now(), after_us: AtomicU64::new(0) }
+        Self { origin: Instant::now(), after_us: AtomicU64::new(0), waiting: AtomicU32::new(0) }
     }
 }
 
@@ -73,6 +91,12 @@ impl Heard {
     /// Something has come.
     pub fn now(&self) {
         self.after_us.store(self.origin.elapsed().as_micros() as u64, Relaxed);
+    }
+
+    /// Probes that the thread has not taken yet.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> u32 {
+        self.waiting.load(Relaxed)
     }
 
     fn last(&self) -> Instant {
@@ -85,7 +109,7 @@ impl Heard {
 pub struct Prober(Sender<Message>);
 
 impl Prober {
-    /// Starts the thread; `prioritise` gives it the rank of a packet thread.
+    /// Starts the thread; `prioritise` gives it the rank of a packet thread. To be called within the runtime that reads connections.
     pub fn start(events: mpsc::Sender<Event>, prioritise: fn()) -> std::io::Result<Self> {
         let (sender, messages) = channel();
         let thread = Thread {
@@ -97,6 +121,9 @@ impl Prober {
             renewals: Renewals::default(),
             lease_untold: None,
             renewal_failed: false,
+            runtime: Handle::current(),
+            turns: None,
+            read_by: None,
             rng: SmallRng::seed_from_u64(super::chance()),
         };
         std::thread::Builder::new().name("mesh-live".to_owned()).spawn(move || {
@@ -127,11 +154,15 @@ impl Prober {
     }
 
     /// Takes a frame that is a probe; `false` if it is none. One that is malformed is none either, and is counted as a bad frame.
-    pub fn took(&self, conn: ConnId, frame: &[u8]) -> bool {
+    pub fn took(&self, conn: ConnId, heard: &Arc<Heard>, frame: &[u8]) -> bool {
         let Some(probe) = frame::probe(frame).and_then(|bytes| Probe::decode(bytes).ok()) else {
             return false;
         };
-        self.send(Message::Probed { conn, probe, at: Instant::now() });
+        // a connection has one reader task: nobody else adds meanwhile
+        if heard.waiting.load(Relaxed) < WAITING {
+            heard.waiting.fetch_add(1, Relaxed);
+            self.send(Message::Probed { conn, heard: heard.clone(), probe, at: Instant::now() });
+        }
         true
     }
 
@@ -163,6 +194,12 @@ struct Thread {
     lease_untold: Option<Duration>,
     /// Told, and not to be told again before it works.
     renewal_failed: bool,
+    runtime: Handle,
+    /// The turns that the runtime takes before anybody is called silent, and when it was asked to. This thread may be the first to run
+    /// again after a pause of the whole process: what lies in the socket then is no silence.
+    turns: Option<(Instant, JoinHandle<()>)>,
+    /// All that had come by then has been read, as far as the runtime runs at all.
+    read_by: Option<Instant>,
     rng: SmallRng,
 }
 
@@ -194,6 +231,8 @@ impl Thread {
             retry.into_iter().chain(session).min()
         });
         let retry = self.lease_untold.map(|_| now + RETRY);
+        // who is to be called silent waits for the runtime, and is overdue meanwhile
+        let due = due.map(|at| if self.turns.is_some() { at.max(now + LOOK) } else { at });
         due.chain(self.keeper.poll_timeout()).chain(retry).min().unwrap_or(now + IDLE)
     }
 
@@ -209,7 +248,8 @@ impl Thread {
                 self.adapt();
             }
             Message::Keep { lease } => self.keeper.keep(lease, Instant::now()),
-            Message::Probed { conn, probe, at } => {
+            Message::Probed { conn, heard, probe, at } => {
+                heard.waiting.fetch_sub(1, Relaxed);
                 let Some(tunnel) = self.sessions.get_mut(&conn) else { return };
                 let answering = || Session::answering(conn.0 as u32, &probe, at);
                 let session = tunnel.session.get_or_insert_with(answering);
@@ -270,10 +310,21 @@ impl Thread {
     }
 
     fn due(&mut self, now: Instant) {
+        if let Some((begun, turns)) = &self.turns
+            && (turns.is_finished() || now.saturating_duration_since(*begun) >= TURNS_PATIENCE)
+        {
+            self.read_by = Some(*begun);
+            self.turns = None;
+        }
+        let mut unread = false;
         for (conn, tunnel) in &mut self.sessions {
             if let Some(session) = &mut tunnel.session {
                 session.handle_traffic(tunnel.heard.last());
-                tunnel.untold = session.handle_timeout(now).or(tunnel.untold);
+                let overdue = session.detection_deadline().filter(|due| *due <= now);
+                match overdue {
+                    Some(due) if self.read_by.is_none_or(|by| by < due) => unread = true,
+                    _ => tunnel.untold = session.handle_timeout(now).or(tunnel.untold),
+                }
                 if let Some(probe) = session.poll_transmit(now, &mut self.rng) {
                     send(&tunnel.connection, &probe);
                 }
@@ -283,6 +334,14 @@ impl Thread {
             if let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(Event::Input(input)) {
                 tunnel.untold = Some(change);
             }
+        }
+        if unread && self.turns.is_none() {
+            let turns = self.runtime.spawn(async {
+                for _ in 0..TURNS {
+                    tokio::time::sleep(LOOK).await;
+                }
+            });
+            self.turns = Some((now, turns));
         }
     }
 }

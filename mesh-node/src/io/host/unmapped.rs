@@ -91,7 +91,9 @@ fn unmapped(
             _ => {}
         }
     }
-    let ((source, destination), (_, answered)) = (original?, reply?);
+    // where it goes is told by who answers: a destination that was changed on the way (a proxy of the user's on this host) may
+    // be no longer outside
+    let ((source, _), (destination, answered)) = (original?, reply?);
     let names = |attribute: &ConntrackAttribute| match attribute {
         ConntrackAttribute::CtaTupleOrig(_) => true,
         ConntrackAttribute::Other(other) => other.kind() == ZONE_ATTRIBUTE,
@@ -129,6 +131,20 @@ mod tests {
             IPTuple::DestinationAddress(destination.parse().unwrap()),
         ];
         vec![Tuple::Ip(ends.to_vec())]
+    }
+
+    #[test]
+    fn a_flow_that_somebody_redirects_to_a_private_address_does_not_leave() {
+        let inside: Prefix = "192.168.100.0/24".parse().unwrap();
+        let leaves = |_, to| !inside.contains(to);
+        let of = |answering: &str| {
+            vec![
+                ConntrackAttribute::CtaTupleOrig(tuple("192.168.100.10", "192.0.2.80")),
+                ConntrackAttribute::CtaTupleReply(tuple(answering, "192.168.100.10")),
+            ]
+        };
+        assert_eq!(unmapped(of("192.168.100.1"), &leaves), None, "a proxy on this host");
+        assert!(unmapped(of("192.0.2.80"), &leaves).is_some());
     }
 
     #[test]

@@ -27,7 +27,8 @@ impl Aside {
     /// Handles a frame that is no packet; `false` if it is one, or nonsense. Called for every frame: it looks at two bytes of a
     /// packet's.
     pub fn took(&self, connection: &quinn::Connection, frame: &Bytes) -> bool {
-        let probed = || self.probes.as_ref().is_some_and(|(conn, prober)| prober.took(*conn, frame));
+        let probed =
+            || self.probes.as_ref().is_some_and(|(conn, prober)| prober.took(*conn, &self.heard, frame));
         self.echoes.took(connection, frame) || probed()
     }
 }

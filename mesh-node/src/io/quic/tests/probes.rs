@@ -124,3 +124,62 @@ async fn a_peer_that_probes_us_unasked_is_answered_and_a_flood_of_it_stops_nobod
     assert_eq!((answer.state, answer.your_discriminator), (State::Init, 9));
     assert_eq!(answer.my_discriminator, OURS);
 }
+
+#[tokio::test]
+async fn of_a_flood_no_more_waits_than_its_bound() {
+    let (_theirs, ours, _nodes) = tunnel().await;
+    let (events_tx, _events) = mpsc::channel(16);
+    let prober = Prober::start(events_tx, || std::thread::sleep(Duration::from_millis(500))).unwrap();
+    let aside = Aside::new(ConnId(1), prober.clone());
+    prober.open(ConnId(1), ours.clone(), aside.heard.clone());
+    let frame = Bytes::copy_from_slice(&probe_frame(&probe(State::Down, 0).encode()));
+    for _ in 0..1000 {
+        assert!(aside.took(&ours, &frame), "it is a probe, and no packet");
+    }
+    assert_eq!(aside.heard.waiting(), 64);
+    let end = std::time::Instant::now() + Duration::from_secs(5);
+    while aside.heard.waiting() > 0 {
+        assert!(std::time::Instant::now() < end, "they are never taken");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The thread of the probes runs, and the runtime that reads the socket does not until the detection time is just over.
+async fn alarmed_by_a_pause() -> bool {
+    let (_theirs, ours, _nodes) = tunnel().await;
+    let (events_tx, mut events) = mpsc::channel(16);
+    let prober = Prober::start(events_tx, || {}).unwrap();
+    let conn = ConnId(u64::from(OURS));
+    let aside = Aside::new(conn, prober.clone());
+    prober.open(conn, ours.clone(), aside.heard.clone());
+    let interval = Duration::from_millis(200);
+    prober.want([(conn, ProbeParams { interval, multiplier: 3 })].into());
+    let take = move |state| {
+        aside.heard.now();
+        assert!(aside.took(&ours, &Bytes::copy_from_slice(&probe_frame(&probe(state, OURS).encode()))));
+    };
+    take(State::Down);
+    take(State::Init);
+    assert_eq!(told(&mut events, Duration::from_secs(5)).await, Some(Change::Alive));
+    take(State::Up);
+    // comes in time, as a packet to a socket that nobody reads
+    let reader = tokio::spawn(async move {
+        tokio::time::sleep(interval).await;
+        take(State::Up);
+    });
+    tokio::task::yield_now().await;
+    std::thread::sleep(interval * 3 + Duration::from_millis(10));
+    reader.await.unwrap();
+    told(&mut events, interval).await.is_some()
+}
+
+#[tokio::test]
+async fn what_has_come_and_was_not_read_is_no_silence() {
+    for _ in 0..5 {
+        // a machine so busy that the pause becomes a long one proves nothing
+        if !alarmed_by_a_pause().await {
+            return;
+        }
+    }
+    panic!("a pause of our own is taken for the peer's silence");
+}
