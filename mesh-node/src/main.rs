@@ -67,6 +67,9 @@ fn main() -> ExitCode {
         // from now on a signal is kept until the node is up, and then stops it properly
         let stop = node::StopSignal::listen().context("listen for signals")?;
         let hangup = signal(SignalKind::hangup()).context("listen for signals")?;
+        if !matches!(arguments.command, Some(Command::Check)) {
+            mesh_node::packet_loop::prioritise_session();
+        }
         let prepared = prepare::prepare(&arguments.config).await?;
         if matches!(arguments.command, Some(Command::Check)) {
             println!("{}: fine", arguments.config.display());

@@ -31,6 +31,7 @@ use tokio::sync::mpsc;
 
 use crate::forward::counters::{Counters, Worker};
 use crate::forward::fib::{NetworkIx, PeerIx};
+use crate::io::autogroup;
 use crate::io::notices::tell;
 use crate::io::quic::datagram::{InboundSender, inbound_queue};
 use crate::io::slowness::DeviceOffloads;
@@ -181,6 +182,13 @@ impl Drop for PacketLoops {
 pub fn prioritise() {
     if !prioritise_thread(NICE) {
         tracing::debug!(nice = NICE, "no priority for a packet thread: CAP_SYS_NICE is missing");
+    }
+}
+
+/// The same for the process among those of other sessions; once, at the start. Best effort.
+pub fn prioritise_session() {
+    if let Err(error) = autogroup::prioritise(NICE) {
+        tracing::debug!(nice = NICE, %error, "no priority for the session of this process");
     }
 }
 

@@ -172,7 +172,8 @@ impl Lab {
         let config = self.file(name, "node.toml").to_string_lossy().into_owned();
         let level = std::env::var("MESH_LAB_LOG").unwrap_or_else(|_| "info".into());
         let log = self.dir().join(format!("{name}.log"));
-        let args = [program.as_str(), "run", "--config", &config];
+        // in a session of its own, as a service manager starts it
+        let args = ["setsid", program.as_str(), "run", "--config", &config];
         let mut child = command::spawn(&self.ns(name), &args, &[("RUST_LOG", &level)], &log)?;
         let end = Instant::now() + Duration::from_secs(10);
         let mut answered = false;

@@ -101,8 +101,9 @@ fn a_busy_host_is_not_taken_for_a_dead_one() {
     let mut lab = lab();
     lab.serve("vm3").unwrap();
     // bulk through the very tunnel that is probed, both packet threads and the runtime at their limit, and the cores shared
-    for _ in 0..2 {
-        lab.spawn("gw", &["timeout", "15", "sh", "-c", "while :; do :; done"]).unwrap();
+    // by others, each in a session of its own: niceness alone counts within one
+    for _ in 0..4 {
+        lab.spawn("gw", &["setsid", "timeout", "15", "sh", "-c", "while :; do :; done"]).unwrap();
     }
     lab.spawn("vm3", &["timeout", "20", "iperf3", "-s", "-1"]).unwrap();
     let bulk = || lab.exec("vm1", &["timeout", "15", "iperf3", "-c", "10.77.3.10", "-P", "4", "-t", "10"]);
