@@ -6,14 +6,16 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::host::watch;
+use self::socket::Resolver;
+use super::host;
 use super::now;
 use super::quic::connection::Event;
 use crate::config::uplink::{ProbeTarget, UplinkConfig};
@@ -47,15 +49,14 @@ impl Uplinks {
     }
 }
 
-enum Seen {
-    Link(bool),
-    Probe(usize, Result<(), String>),
-}
+/// A target, by its place, and whether it answered.
+type Seen = (usize, Result<(), String>);
 
 async fn watch_uplink(uplink: UplinkConfig, events: mpsc::Sender<Event>) {
     let (tx, mut seen) = mpsc::channel(QUEUE);
+    let (link_tx, mut link) = watch::channel(None);
     let mut tasks = JoinSet::new();
-    tasks.spawn(watch_link(uplink.interface.clone(), tx.clone()));
+    tasks.spawn(watch_link(uplink.interface.clone(), link_tx));
     for (index, target) in uplink.probe.iter().enumerate() {
         tasks.spawn(probe(uplink.clone(), index, target.clone(), tx.clone()));
     }
@@ -64,10 +65,13 @@ async fn watch_uplink(uplink: UplinkConfig, events: mpsc::Sender<Event>) {
     loop {
         let due = health.poll_timeout();
         tokio::select! {
-            Some(seen) = seen.recv() => match seen {
-                Seen::Link(up) => health.handle_link(up, Instant::now()),
-                Seen::Probe(target, result) => health.handle_probe(target, result, Instant::now()),
-            },
+            Ok(()) = link.changed() => {
+                let up = *link.borrow_and_update();
+                if let Some(up) = up {
+                    health.handle_link(up, Instant::now());
+                }
+            }
+            Some((target, result)) = seen.recv() => health.handle_probe(target, result, Instant::now()),
             () = sleep_until(due) => {}
         }
         if let Some(report) = health.poll_report(now()) {
@@ -86,11 +90,11 @@ async fn sleep_until(due: Option<Instant>) {
     }
 }
 
-async fn watch_link(interface: String, seen: mpsc::Sender<Seen>) {
+async fn watch_link(interface: String, state: watch::Sender<Option<bool>>) {
     loop {
-        // the channel is drained at once: a full one means that the next change is told instead
-        let told = |up| !matches!(seen.try_send(Seen::Link(up)), Err(mpsc::error::TrySendError::Closed(_)));
-        match watch::link(&interface, told).await {
+        // the state is told, not the change: one that is not taken at once is replaced by the next, never lost
+        let told = |up| state.send(Some(up)).is_ok();
+        match host::watch::link(&interface, told).await {
             Ok(()) => return,
             Err(error) => tracing::debug!(%error, interface, "the state of the link is asked for again"),
         }
@@ -98,20 +102,29 @@ async fn watch_link(interface: String, seen: mpsc::Sender<Seen>) {
     }
 }
 
+enum Asked {
+    Echo(IpAddr),
+    Tcp(Resolver),
+}
+
 async fn probe(uplink: UplinkConfig, index: usize, target: ProbeTarget, seen: mpsc::Sender<Seen>) {
+    let mut target = match target {
+        ProbeTarget::Echo(address) => Asked::Echo(address),
+        ProbeTarget::Tcp(endpoint) => Asked::Tcp(Resolver::new(endpoint)),
+    };
     loop {
         let started = Instant::now();
         let asked = async {
-            match &target {
-                ProbeTarget::Echo(address) => echo::ask(&uplink, *address).await,
-                ProbeTarget::Tcp(endpoint) => socket::connect(&uplink, endpoint).await,
+            match &mut target {
+                Asked::Echo(address) => echo::ask(&uplink, *address).await,
+                Asked::Tcp(resolver) => socket::connect(&uplink, resolver).await,
             }
         };
         let result = match timeout(uplink.probe_interval, asked).await {
             Ok(result) => result.map_err(|error| error.to_string()),
             Err(_) => Err(format!("no answer within {} ms", uplink.probe_interval.as_millis())),
         };
-        if seen.send(Seen::Probe(index, result)).await.is_err() {
+        if seen.send((index, result)).await.is_err() {
             return;
         }
         // up to a tenth sooner: probes of many nodes must not fall into step (RFC 5880 section 6.8.7)
