@@ -32,12 +32,15 @@ pub(crate) struct DrainArgs {
 pub(crate) async fn drain(socket: &Path, args: &DrainArgs, tell: impl Fn(String)) -> Result<Value, Failure> {
     let body = json!(api::EgressDrainAsk { deadline_seconds: args.deadline });
     let mut answer = ask(socket, Method::POST, PATH, Some(body)).await?;
+    if !args.wait {
+        return Ok(answer);
+    }
     let mut told = None;
-    while args.wait {
+    loop {
         let drain = api::EgressDrain::deserialize(&answer)
             .context("the node's answer is not understood: are mesh-ctl and mesh-node of one version?")?;
         if drain.state != "draining" {
-            break;
+            return Ok(answer);
         }
         if told.is_none() {
             drain.warnings.iter().for_each(|warning| tell(format!("warning: {warning}\n")));
@@ -52,7 +55,6 @@ pub(crate) async fn drain(socket: &Path, args: &DrainArgs, tell: impl Fn(String)
         tokio::time::sleep(EVERY).await;
         answer = ask(socket, Method::GET, PATH, None).await?;
     }
-    Ok(answer)
 }
 
 /// For people.
