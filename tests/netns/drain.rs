@@ -93,7 +93,9 @@ fn a_download_ends_whole_by_the_draining_node_while_new_connections_go_by_the_st
     assert!(waited.contains(" flows in progress\n") && waited.contains("drained"), "{waited}");
     let file = finished(&lab, "file", "done", Duration::from_secs(30));
     assert!(file.contains(&sum_of(&lab, bytes)), "{file}{}", output(&lab, "file.err"));
-    assert!(wire.stop().unwrap().lines.len() > 1000, "by the draining node to its end");
+    // superpackets of up to 64 KB, and acknowledgements
+    let seen = wire.stop().unwrap().lines.len();
+    assert!(seen > 400, "by the draining node to its end: {seen} packets");
     assert!(!lab.log("ph1").contains("flows_reset"), "{}", lab.log("ph1"));
     assert!(wait_until(SOON, || state(&lab, "ph1").0 == "drained"), "{:?}", state(&lab, "ph1"));
 
@@ -155,7 +157,8 @@ fn a_connection_that_outlives_the_deadline_is_reset_at_once_on_both_sides() {
         assert!(took > Duration::from_millis(1800) && took < Duration::from_secs(6), "{file}: {took:?}");
     }
     // the download as well, and what was sent into it
-    finished(&lab, "file", "done", Duration::from_secs(5));
+    // its reader, at its slow pace, first gets what its kernel already had
+    finished(&lab, "file", "done", Duration::from_secs(20));
     assert!(output(&lab, "file.err").contains("reset"), "{}", output(&lab, "file.err"));
     let resets = || lab.log("inet").matches("reset by peer").count();
     assert!(wait_until(SOON, || resets() >= 3), "the servers: {}", lab.log("inet"));
