@@ -32,8 +32,11 @@ pub(crate) struct DrainArgs {
 pub(crate) async fn drain(socket: &Path, args: &DrainArgs, tell: impl Fn(String)) -> Result<Value, Failure> {
     let body = json!(api::EgressDrainAsk { deadline_seconds: args.deadline });
     let mut answer = ask(socket, Method::POST, PATH, Some(body)).await?;
+    if !args.wait {
+        return Ok(answer);
+    }
     let mut told = None;
-    while args.wait {
+    loop {
         let drain = api::EgressDrain::deserialize(&answer)
             .context("the node's answer is not understood: are mesh-ctl and mesh-node of one version?")?;
         if drain.state != "draining" {

@@ -324,7 +324,7 @@ impl Control {
 
     /// What is due by `now`.
     pub(super) fn drain_timeout(&mut self, now: Now) {
-        if !self.offers.drain.due().is_some_and(|due| due <= now.mono) {
+        if self.offers.drain.due().is_none_or(|due| due > now.mono) {
             return;
         }
         if let Some(Stop::Asked { until }) = self.offers.drain.stop
