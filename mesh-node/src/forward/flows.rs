@@ -56,6 +56,9 @@ const IN_USE: Seconds = 60;
 /// may as well be one that waits for its answer, so that it is reset, but is not told of.
 const CLOSED: Seconds = 2;
 
+/// Nor is one that has said little since: it has acknowledged what was on its way, and the other side's FIN.
+const LAST_WORDS: u8 = 3;
+
 /// Sets looked through for idle flows each second: all of them within 16 s.
 const SWEEP: usize = SETS / 16;
 
@@ -92,6 +95,8 @@ struct Flow {
     sequence: u32,
     acknowledged: u32,
     state: State,
+    /// Segments of the VM since its FIN, as far as can be counted.
+    closing: u8,
 }
 
 impl Flow {
@@ -102,6 +107,7 @@ impl Flow {
         sequence: 0,
         acknowledged: 0,
         state: State::Ended,
+        closing: 0,
     };
 
     fn limit(&self) -> Seconds {
@@ -139,6 +145,9 @@ impl Flow {
             }
             if let Some(acknowledged) = tcp.acknowledged {
                 self.acknowledged = acknowledged;
+            }
+            if self.state == State::Closing && !tcp.fin {
+                self.closing = self.closing.saturating_add(1);
             }
             self.state = match self.state {
                 State::Reset => State::Reset,
@@ -458,7 +467,7 @@ impl Flow {
 
     /// Its reset breaks something, for all that is seen of it.
     fn in_progress(&self, now: Seconds) -> bool {
-        self.state != State::Closing || self.idle(now) <= CLOSED
+        self.state != State::Closing || (self.closing > LAST_WORDS && self.idle(now) <= CLOSED)
     }
 
     fn reset(&self, in_progress: bool) -> Reset {

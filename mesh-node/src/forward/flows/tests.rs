@@ -355,7 +355,26 @@ fn both_sides_are_told_of_a_reset_that_a_packet_began() {
 }
 
 #[test]
-fn a_half_closed_flow_that_waits_for_its_answer_is_reset_and_not_told_of() {
+fn a_half_closed_flow_is_reset_and_told_of_where_it_has_gone_on_since() {
+    let told = |after: u32, waited: Seconds| {
+        let mut world = World::new();
+        world.way(&tcp(1, flag::SYN, 10, 0, 0));
+        world.way(&tcp(1, flag::ACK, 11, 5000, 100));
+        world.way(&tcp(1, flag::ACK | flag::FIN, 111, 5000, 0));
+        for n in 0..after {
+            world.way(&tcp(1, flag::ACK, 112, 5000 + n, 0));
+        }
+        world.now += waited;
+        let mut resets = Vec::new();
+        assert!(world.flows.evacuate(&[ONE], world.now, 100, &mut resets));
+        resets.iter().map(|reset| reset.in_progress).collect::<Vec<_>>()
+    };
+    // both sides have closed; a download goes on; it has ended
+    assert_eq!((told(2, 0), told(100, 0), told(100, 30)), (vec![false], vec![true], vec![false]));
+}
+
+#[test]
+fn a_half_closed_flow_that_waits_for_its_answer_is_reset_once_and_not_told_of() {
     let mut world = World::new();
     world.way(&tcp(1, flag::SYN, 10, 0, 0));
     world.way(&tcp(1, flag::ACK, 11, 5000, 100));
