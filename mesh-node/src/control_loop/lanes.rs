@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use mesh_proto::hello::{LaneOffer, LaneReady, Message};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tracing::debug;
 
 use crate::control::event::ConnId;
 use crate::control::status::LaneFigures;
 use crate::io::lane::LaneWire;
 use crate::io::lane::carrier::LaneCarrier;
-use crate::io::lane::table::LaneEnd;
+use crate::io::lane::table::{LaneEnd, LaneTable};
 use crate::io::liveness::Heard;
 use crate::io::now;
 use crate::io::quic::connection::Event;
@@ -61,6 +62,8 @@ struct Session {
     agreement: Option<Agreement>,
     /// Lanes that can be received, the newest last.
     receiving: Vec<LaneId>,
+    /// Ends those before the newest.
+    endings: Endings,
     /// The lane sent on, and since when.
     sending: Option<(u32, Instant)>,
 }
@@ -94,6 +97,7 @@ impl Lanes {
             tunnel: None,
             agreement: None,
             receiving: Vec::new(),
+            endings: Endings::default(),
             sending: None,
         };
         self.sessions.insert(conn, session);
@@ -205,7 +209,7 @@ impl Session {
                         return Err(format!("lane {number} has an ID that is taken"));
                     }
                     if let Some(before) = self.receiving.last() {
-                        end_later(setup, *before);
+                        self.endings.later(&setup.wire.table, *before);
                     }
                     self.receiving.push(id);
                     if self.receiving.len() > RECEIVED {
@@ -227,12 +231,31 @@ impl Session {
     }
 }
 
-fn end_later(setup: &LaneSetup, id: LaneId) {
-    let table = setup.wire.table.clone();
-    tokio::spawn(async move {
-        tokio::time::sleep(GRACE).await;
-        table.remove(id);
-    });
+/// Ends lanes after a while. Of one tunnel no more wait than can be received, however fast the peer makes us change.
+#[derive(Default)]
+struct Endings(Vec<AbortHandle>);
+
+impl Endings {
+    fn later(&mut self, table: &Arc<LaneTable>, id: LaneId) {
+        if self.0.len() + 1 == RECEIVED {
+            // its lane has been followed by so many that it has ended
+            self.0.remove(0).abort();
+        }
+        let table = table.clone();
+        let ending = tokio::spawn(async move {
+            tokio::time::sleep(GRACE).await;
+            table.remove(id);
+        });
+        self.0.push(ending.abort_handle());
+    }
+}
+
+impl Drop for Endings {
+    fn drop(&mut self) {
+        for ending in &self.0 {
+            ending.abort();
+        }
+    }
 }
 
 /// The fastest of this processor first.
@@ -242,4 +265,25 @@ fn our_offer() -> LaneOffer {
         ciphers.reverse();
     }
     LaneOffer { ciphers: ciphers.map(|cipher| cipher as u16).into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_floods_lanes_makes_no_more_wait_than_can_be_received() {
+        let table = Arc::<LaneTable>::default();
+        let mut endings = Endings::default();
+        for _ in 0..1000 {
+            let id = LaneId::claimed(&[0x40, 0x80, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+            endings.later(&table, id);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        assert!(alive() < RECEIVED, "{}", alive());
+        drop(endings);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(alive(), 0);
+    }
 }

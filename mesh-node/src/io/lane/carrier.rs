@@ -120,7 +120,8 @@ impl LaneCarrier {
             current.asked = (self.half_used)(current.number);
         }
         let spent = packed.left > 0;
-        if spent {
+        // a lane whose successor could not be asked for stays, to ask again with the next batch
+        if spent && current.asked {
             *lane = None;
         }
         if !self.has_next.load(Relaxed) {
