@@ -19,6 +19,12 @@ use super::socket::LaneSocket;
 const MAX_WAITING: usize = 4 << 20;
 const MAX_KNOCKING: usize = 512 << 10;
 
+/// What a message costs beside its bytes, at most: tiny ones must not hold many times the bound.
+const OVERHEAD: usize = 256;
+
+/// Messages of connections that are up for each one of a handshake, where both wait.
+const TURNS: u32 = 8;
+
 /// quinn's side of the socket.
 #[derive(Debug)]
 pub struct Port {
@@ -32,7 +38,21 @@ pub struct Port {
 struct Queue {
     waiting: Line,
     knocking: Line,
+    /// Messages handed over since the last one of a handshake.
+    turn: u32,
     waker: Option<Waker>,
+}
+
+impl Queue {
+    fn pop(&mut self) -> Option<(RecvMeta, Vec<u8>)> {
+        let first = if self.turn < TURNS { &mut self.waiting } else { &mut self.knocking };
+        if let Some(message) = first.pop() {
+            self.turn = if self.turn < TURNS { self.turn + 1 } else { 0 };
+            return Some(message);
+        }
+        self.turn = 0;
+        self.waiting.pop().or_else(|| self.knocking.pop())
+    }
 }
 
 /// Messages in order, and their bytes.
@@ -44,9 +64,10 @@ struct Line {
 
 impl Line {
     fn push(&mut self, meta: RecvMeta, bytes: &[u8], limit: usize) -> bool {
-        let fits = self.bytes + bytes.len() <= limit;
+        let cost = bytes.len() + OVERHEAD;
+        let fits = self.bytes + cost <= limit;
         if fits {
-            self.bytes += bytes.len();
+            self.bytes += cost;
             self.messages.push_back((RecvMeta { len: bytes.len(), ..meta }, bytes.to_vec()));
         }
         fits
@@ -54,7 +75,7 @@ impl Line {
 
     fn pop(&mut self) -> Option<(RecvMeta, Vec<u8>)> {
         let message = self.messages.pop_front()?;
-        self.bytes -= message.1.len();
+        self.bytes -= message.1.len() + OVERHEAD;
         Some(message)
     }
 }
@@ -119,8 +140,7 @@ impl AsyncUdpSocket for Port {
         let mut count = 0;
         for (buffer, meta) in buffers.iter_mut().zip(meta) {
             let message = loop {
-                let next = queue.waiting.pop().or_else(|| queue.knocking.pop());
-                match next {
+                match queue.pop() {
                     // larger than quinn has announced that it takes
                     Some((_, bytes)) if bytes.len() > buffer.len() => {}
                     other => break other,
@@ -218,7 +238,7 @@ mod tests {
         let meta = RecvMeta { stride: 1200, ..RecvMeta::default() };
         let initial = [0xc0; 1200];
         let taken = (0..10_000).take_while(|_| port.push(meta, &initial)).count();
-        assert_eq!(taken, MAX_KNOCKING / 1200);
+        assert_eq!(taken, MAX_KNOCKING / (1200 + OVERHEAD));
         assert!(port.push(meta, &[0x40; 100]));
         // and comes first
         assert_eq!(received(&port)[0], [0x40; 100]);
@@ -228,6 +248,16 @@ mod tests {
             all += 1;
         }
         assert!(all > 0 && port.push(meta, &initial));
+    }
+
+    #[test]
+    fn a_flood_of_tiny_datagrams_is_bounded_by_what_it_costs_and_leaves_handshakes_their_turn() {
+        let port = port();
+        let meta = RecvMeta { stride: 1, ..RecvMeta::default() };
+        let taken = (0..1_000_000).take_while(|_| port.push(meta, &[0x40])).count();
+        assert_eq!(taken, MAX_WAITING / (1 + OVERHEAD));
+        assert!(port.push(meta, &[0xc0]));
+        assert!(received(&port).contains(&vec![0xc0]), "among the first 32");
     }
 
     #[test]
