@@ -83,6 +83,9 @@ mod tests {
     use super::*;
     use crate::io::notices::{BEHIND, tell};
 
+    /// What is told is told to all of this process: a flood in one test would push a line of another's out.
+    static FLOOD: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
     fn readers() -> (watch::Sender<bool>, Readers) {
         let (stop, stopped) = watch::channel(false);
         (stop, Readers::new(stopped))
@@ -98,6 +101,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_reader_is_told_how_many_lines_it_missed_and_goes_on_with_the_newest() {
+        let _alone = FLOOD.lock().await;
         let (_stop, readers) = readers();
         let mut body = readers.stream("ph1".parse().unwrap()).unwrap().into_body().into_data_stream();
         let started = next(&mut body).await;
@@ -132,6 +136,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stop_of_the_node_ends_the_streams_after_what_was_told_before() {
+        let _alone = FLOOD.lock().await;
         let (stop, readers) = readers();
         let mut body = readers.stream("ph1".parse().unwrap()).unwrap().into_body().into_data_stream();
         tell(mark("before the stop".into()));
