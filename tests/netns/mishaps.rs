@@ -15,6 +15,13 @@ fn a_second_node_on_a_host_is_refused_and_does_the_first_no_harm() {
     let lab = Lab::start(Plan::standard("", 2)).unwrap();
     assert!(lab.ping_within(Duration::from_secs(5), "vm1", "10.77.2.10"));
     let kernel = |lab: &Lab| lab.sh("ph1", "nft list table inet mesh; ip rule; ip -6 rule").unwrap().stdout;
+    // what is written while the path's MTU is searched for comes and goes by itself
+    let settled = || {
+        let first = kernel(&lab);
+        std::thread::sleep(Duration::from_secs(1));
+        first == kernel(&lab)
+    };
+    assert!(wait_until(Duration::from_secs(10), settled), "{}", kernel(&lab));
     let before = kernel(&lab);
     // Another state, socket and port, so that nothing else is in its way.
     let config = std::fs::read_to_string(lab.file("ph1", "node.toml")).unwrap();

@@ -82,9 +82,15 @@ pub struct Tracked {
     pub left: u32,
 }
 
-/// What conntrack gives a connection without state at each packet, in seconds (`net.netfilter.nf_conntrack_*`).
+/// A closed TCP connection that carried a packet within so many seconds may not have closed: conntrack takes a FIN that is
+/// sent twice, as to a VM that reads slowly, for the FIN of both sides.
+const QUIET_CLOSED: u32 = 1;
+
+/// What conntrack gives a connection at each packet, in seconds (`net.netfilter.nf_conntrack_*`).
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
+    /// TCP that both sides have closed.
+    pub tcp_time_wait: u32,
     /// UDP of one direction, or short.
     pub udp: u32,
     /// UDP that is assured.
@@ -100,14 +106,22 @@ impl Tracked {
     pub fn in_progress(&self, timeouts: &Timeouts) -> bool {
         const SYN_SENT: u8 = 1;
         const LAST_ACK: u8 = 6;
+        const TIME_WAIT: u8 = 7;
+        let quiet = |full: u32| full.saturating_sub(self.left);
         let full = match self.protocol {
-            transport::TCP => return self.tcp_state.is_some_and(|s| (SYN_SENT..=LAST_ACK).contains(&s)),
+            transport::TCP => {
+                return self.tcp_state.is_some_and(|state| match state {
+                    SYN_SENT..=LAST_ACK => true,
+                    TIME_WAIT => quiet(timeouts.tcp_time_wait) <= QUIET_CLOSED,
+                    _ => false,
+                });
+            }
             transport::UDP if self.assured => timeouts.udp_stream,
             transport::UDP => timeouts.udp,
             transport::ICMP | transport::ICMPV6 => timeouts.icmp,
             _ => timeouts.generic,
         };
-        full.saturating_sub(self.left) <= QUIET
+        quiet(full) <= QUIET
     }
 }
 

@@ -30,10 +30,13 @@ const EVERY: Duration = Duration::from_millis(500);
 
 /// Counts, and tells, until it is aborted or nobody listens.
 pub async fn watch(watch: FlowWatch, events: mpsc::Sender<Event>) {
+    let mut failed = false;
     loop {
         let counted = count(&watch).await.map_err(|error| error.to_string());
-        let failed = counted.is_err();
-        if events.send(Event::Input(Input::FlowsCounted(counted))).await.is_err() || failed {
+        // what cannot be counted now may be in half a second; it is told once
+        let told = failed && counted.is_err();
+        failed = counted.is_err();
+        if !told && events.send(Event::Input(Input::FlowsCounted(counted))).await.is_err() {
             return;
         }
         tokio::time::sleep(EVERY).await;
@@ -128,6 +131,7 @@ fn timeouts() -> Timeouts {
         text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(default)
     };
     Timeouts {
+        tcp_time_wait: read("tcp_timeout_time_wait", 120),
         udp: read("udp_timeout", 30),
         udp_stream: read("udp_timeout_stream", 120),
         icmp: read("icmp_timeout", 30),
