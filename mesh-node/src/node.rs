@@ -156,6 +156,7 @@ pub async fn run(
     let networks = local.networks.clone();
     let running = Running { config, document, numbers, identity: local.identity.clone() };
     let control = Control::new(local, trust, saved, io::chance(), io::now())?;
+    let hearing = socket.hearing();
     let sources = Sources {
         counters: counters.clone(),
         inbound: devices.inbound(),
@@ -166,7 +167,7 @@ pub async fn run(
     };
     let api = io::api::serve(&node.control_socket, queries_tx.clone(), reloads_tx, log, sources, api_stopped)
         .with_context(|| format!("control socket {}", node.control_socket.display()))?;
-    let prober = Prober::start(events_tx.clone(), prioritise).context("start the probing thread")?;
+    let prober = Prober::start(events_tx.clone(), hearing, prioritise).context("start the probing thread")?;
     let context = Context {
         hello: control.hello(),
         certificate: credentials.leaf()?,

@@ -25,6 +25,9 @@ use rand::Rng;
 
 pub use crate::config::ProbeParams;
 
+/// The slowest probes that a peer may wish for.
+const SLOWEST: Duration = Duration::from_secs(10);
+
 /// A verdict that has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -34,6 +37,26 @@ pub enum Change {
     Silent(Duration),
     /// The other side no longer wants to be asked: nothing is known.
     Unknown,
+}
+
+/// How far this node has heard what was sent to it.
+#[derive(Debug, Clone, Copy)]
+pub struct HeardBy {
+    /// All that had come by then was read; `None`: it is not known.
+    pub read_by: Option<Instant>,
+    /// What came before then may be lost: this node did not read for a while, and its socket was full.
+    pub deaf_until: Instant,
+}
+
+/// What a silence is, once the detection time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judgement {
+    /// The peer's.
+    Silent,
+    /// Ours: the peer has one more interval to be heard.
+    Deaf,
+    /// Not known before what has come is read.
+    Unread,
 }
 
 /// What the other side said last.
@@ -74,7 +97,7 @@ impl Session {
     /// A session that answers a probe of the peer, on the peer's terms.
     pub fn answering(discriminator: u32, probe: &Probe, now: Instant) -> Self {
         let wish = Duration::from_micros(probe.desired_min_tx_us.into());
-        let interval = wish.clamp(Duration::from_millis(10), Duration::from_secs(10));
+        let interval = wish.clamp(Duration::from_millis(10), SLOWEST);
         Self::new(discriminator, ProbeParams { interval, multiplier: probe.multiplier }, now)
     }
 
@@ -90,7 +113,8 @@ impl Session {
 
     /// Whether a probe is meant for this session, or for any (RFC 5880 section 6.8.6).
     pub fn is_for_us(&self, probe: &Probe) -> bool {
-        [0, self.discriminator].contains(&probe.your_discriminator)
+        let unknown = probe.your_discriminator == 0 && matches!(probe.state, State::Down | State::AdminDown);
+        unknown || probe.your_discriminator == self.discriminator
     }
 
     /// A probe from the peer. One that is meant for another session is ignored.
@@ -100,7 +124,8 @@ impl Session {
         }
         self.remote = Some(Remote {
             discriminator: probe.my_discriminator,
-            desired_min_tx: Duration::from_micros(probe.desired_min_tx_us.into()),
+            // who wishes for less than that would be taken for alive for ever
+            desired_min_tx: Duration::from_micros(probe.desired_min_tx_us.into()).min(SLOWEST),
             required_min_rx: Duration::from_micros(probe.required_min_rx_us.into()),
         });
         let silent = now.saturating_duration_since(self.heard);
@@ -183,11 +208,33 @@ impl Session {
         self.remote.map_or(self.params.interval, |remote| remote.required_min_rx.max(self.params.interval))
     }
 
+    /// What a silence of this session's peer may be, at `now` and as far as this node has heard; `None`: it is not over.
+    pub fn judge(&self, heard: HeardBy, now: Instant) -> Option<Judgement> {
+        let due = self.detection_deadline().filter(|due| *due <= now)?;
+        let (interval, detection) = (self.detection_interval(), self.detection_time());
+        // a node that is never on time has to decide some day
+        if now >= due + detection {
+            return Some(Judgement::Silent);
+        }
+        let since = due.checked_sub(detection).unwrap_or(due);
+        if heard.deaf_until > since && now < heard.deaf_until + interval {
+            return Some(Judgement::Deaf);
+        }
+        Some(if heard.read_by.is_some_and(|by| by >= due) { Judgement::Silent } else { Judgement::Unread })
+    }
+
     /// When silence becomes a verdict: our multiplier, times the slower of the other side's wish and our limit; compare RFC 5880 section 6.8.4.
     pub fn detection_deadline(&self) -> Option<Instant> {
-        let remote = self.remote.filter(|_| matches!(self.state, State::Init | State::Up))?;
-        let interval = remote.desired_min_tx.max(self.params.interval);
-        self.heard.checked_add(interval * u32::from(self.params.multiplier))
+        self.remote.filter(|_| matches!(self.state, State::Init | State::Up))?;
+        self.heard.checked_add(self.detection_time())
+    }
+
+    fn detection_interval(&self) -> Duration {
+        self.remote.map_or(self.params.interval, |remote| remote.desired_min_tx.max(self.params.interval))
+    }
+
+    fn detection_time(&self) -> Duration {
+        self.detection_interval() * u32::from(self.params.multiplier)
     }
 }
 
@@ -208,210 +255,4 @@ pub fn next_state(local: State, heard: State) -> State {
 }
 
 #[cfg(test)]
-mod tests {
-    mod table;
-
-    use proptest::prelude::*;
-    use rand::rngs::SmallRng;
-    use rand::{Rng as _, SeedableRng};
-
-    use super::*;
-
-    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin of virtual time")]
-    fn origin() -> Instant {
-        Instant::now()
-    }
-
-    const MS: Duration = Duration::from_millis(1);
-
-    #[test]
-    fn every_state_goes_where_the_rfc_says_for_every_state_heard() {
-        use State::{AdminDown, Down, Init, Up};
-        // rows: local; columns: AdminDown, Down, Init, Up heard
-        let table = [
-            (AdminDown, [AdminDown, AdminDown, AdminDown, AdminDown]),
-            (Down, [Down, Init, Up, Down]),
-            (Init, [Down, Init, Up, Up]),
-            (Up, [Down, Down, Up, Up]),
-        ];
-        for (local, row) in table {
-            for (heard, expected) in State::ALL.into_iter().zip(row) {
-                assert_eq!(next_state(local, heard), expected, "{local:?} hears {heard:?}");
-            }
-        }
-    }
-
-    /// Two sessions, and a path between them that loses what `lost` says.
-    struct Pair {
-        now: Instant,
-        ends: [Session; 2],
-        changes: [Vec<(Duration, Change)>; 2],
-        rng: SmallRng,
-        start: Instant,
-    }
-
-    impl Pair {
-        fn new(a: ProbeParams, b: ProbeParams, seed: u64) -> Self {
-            let now = origin();
-            Self {
-                now,
-                ends: [Session::new(7, a, now), Session::new(9, b, now)],
-                changes: [Vec::new(), Vec::new()],
-                rng: SmallRng::seed_from_u64(seed),
-                start: now,
-            }
-        }
-
-        /// Step by step of 1 ms.
-        fn run(&mut self, time: Duration, mut lost: impl FnMut(usize, Duration) -> bool) {
-            let end = self.now + time;
-            while self.now < end {
-                self.now += MS;
-                let at = self.now - self.start;
-                for from in 0..2 {
-                    if let Some(change) = self.ends[from].handle_timeout(self.now) {
-                        self.changes[from].push((at, change));
-                    }
-                    let Some(probe) = self.ends[from].poll_transmit(self.now, &mut self.rng) else {
-                        continue;
-                    };
-                    if lost(from, at) {
-                        continue;
-                    }
-                    let probe = Probe::decode(&probe.encode()).unwrap();
-                    if let Some(change) = self.ends[1 - from].handle_probe(&probe, self.now) {
-                        self.changes[1 - from].push((at, change));
-                    }
-                }
-            }
-        }
-
-        fn states(&self) -> [State; 2] {
-            [self.ends[0].state(), self.ends[1].state()]
-        }
-    }
-
-    #[test]
-    fn two_ends_agree_within_a_few_probes_and_silence_is_seen_in_time() {
-        let params = ProbeParams::DEFAULT;
-        let mut pair = Pair::new(params, params, 1);
-        pair.run(20 * MS, |_, _| false);
-        assert_eq!(pair.states(), [State::Up, State::Up]);
-        pair.run(500 * MS, |_, _| false);
-        assert_eq!(pair.changes.each_ref().map(Vec::len), [1, 1], "{:?}", pair.changes);
-        // one end dies
-        let died = pair.now - pair.start;
-        pair.run(400 * MS, |from, _| from == 1);
-        let (at, change) = pair.changes[0][1];
-        assert!((100 * MS..=160 * MS).contains(&(at - died)), "{at:?} after {died:?}");
-        assert!(matches!(change, Change::Silent(silent) if silent >= 150 * MS));
-        // the other end is told that it is not heard
-        assert!(matches!(pair.changes[1][1].1, Change::Silent(_)), "{:?}", pair.changes[1]);
-        pair.run(100 * MS, |_, _| false);
-        assert_eq!(pair.states(), [State::Up, State::Up], "and back");
-    }
-
-    #[test]
-    fn the_slower_of_two_wishes_counts() {
-        let slow = ProbeParams { interval: 200 * MS, multiplier: 2 };
-        let mut pair = Pair::new(ProbeParams::DEFAULT, slow, 1);
-        pair.run(500 * MS, |_, _| false);
-        let mut sent = 0;
-        pair.run(1000 * MS, |from, _| {
-            sent += usize::from(from == 0);
-            false
-        });
-        assert!((5..=7).contains(&sent), "at most one in 150 to 200 ms: {sent}");
-        assert_eq!(pair.changes.each_ref().map(Vec::len), [1, 1]);
-        // three missing of the slow one's, at its pace
-        let died = pair.now - pair.start;
-        pair.run(1000 * MS, |from, _| from == 1);
-        let (at, _) = pair.changes[0][1];
-        assert!((400 * MS..=610 * MS).contains(&(at - died)), "{:?}", at - died);
-    }
-
-    #[test]
-    fn traffic_proves_life_where_probes_are_lost() {
-        let mut pair = Pair::new(ProbeParams::DEFAULT, ProbeParams::DEFAULT, 1);
-        pair.run(100 * MS, |_, _| false);
-        for _ in 0..50 {
-            pair.run(20 * MS, |_, _| true);
-            let now = pair.now;
-            pair.ends.iter_mut().for_each(|end| end.handle_traffic(now));
-        }
-        assert_eq!(pair.changes.each_ref().map(Vec::len), [1, 1], "{:?}", pair.changes);
-        pair.run(200 * MS, |_, _| true);
-        assert_eq!(pair.states(), [State::Down, State::Down]);
-    }
-
-    #[test]
-    fn who_takes_leave_is_not_taken_for_dead() {
-        let mut pair = Pair::new(ProbeParams::DEFAULT, ProbeParams::DEFAULT, 1);
-        pair.run(100 * MS, |_, _| false);
-        let last = pair.ends[0].farewell();
-        assert_eq!(pair.ends[1].handle_probe(&last, pair.now), Some(Change::Unknown));
-        assert_eq!(pair.ends[1].handle_timeout(pair.now + 10_000 * MS), None);
-    }
-
-    #[test]
-    fn a_probe_for_another_session_changes_nothing() {
-        let mut pair = Pair::new(ProbeParams::DEFAULT, ProbeParams::DEFAULT, 1);
-        pair.run(100 * MS, |_, _| false);
-        let foreign = Probe { your_discriminator: 8, state: State::Down, ..pair.ends[1].farewell() };
-        assert_eq!(pair.ends[0].handle_probe(&foreign, pair.now), None);
-        assert_eq!(pair.ends[0].state(), State::Up);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        /// Never two of three in a row: no alarm; all of them: an alarm in time. For any jitter.
-        #[test]
-        fn single_losses_raise_no_alarm(seed: u64) {
-            let mut pair = Pair::new(ProbeParams::DEFAULT, ProbeParams::DEFAULT, seed);
-            pair.run(100 * MS, |_, _| false);
-            let mut last = [false; 2];
-            let mut chance = SmallRng::seed_from_u64(seed);
-            pair.run(5000 * MS, |from, _| {
-                last[from] = !last[from] && chance.random_bool(0.3);
-                last[from]
-            });
-            prop_assert_eq!(pair.changes.each_ref().map(Vec::len), [1, 1]);
-            let died = pair.now - pair.start;
-            pair.run(151 * MS, |_, _| true);
-            prop_assert_eq!(pair.changes.each_ref().map(Vec::len), [2, 2]);
-            prop_assert!(pair.changes[0][1].0 - died <= 151 * MS);
-        }
-
-        /// Whatever is heard in whatever order: no panic, and never up without having heard Init or Up.
-        #[test]
-        fn any_sequence_of_probes_is_borne(
-            heard in proptest::collection::vec((0usize..4, any::<u8>(), any::<u32>(), any::<u32>(), any::<u32>(), 0u64..400), 0..60)
-        ) {
-            let start = origin();
-            let mut now = start;
-            let mut session = Session::new(7, ProbeParams::DEFAULT, now);
-            let mut rng = SmallRng::seed_from_u64(1);
-            for (state, multiplier, mine, tx, rx, wait) in heard {
-                now += Duration::from_millis(wait);
-                session.handle_timeout(now);
-                let _ = session.poll_transmit(now, &mut rng);
-                let before = session.state();
-                let probe = Probe {
-                    state: State::ALL[state],
-                    diagnostic: Diagnostic::None,
-                    multiplier: multiplier.max(1),
-                    my_discriminator: mine.max(1),
-                    your_discriminator: 7,
-                    desired_min_tx_us: tx,
-                    required_min_rx_us: rx,
-                };
-                session.handle_probe(&probe, now);
-                if session.state() == State::Up && before != State::Up {
-                    prop_assert!(matches!(probe.state, State::Init | State::Up));
-                }
-                prop_assert!(session.poll_timeout() >= start);
-            }
-        }
-    }
-}
+mod tests;

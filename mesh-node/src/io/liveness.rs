@@ -28,9 +28,10 @@ use tokio::task::JoinHandle;
 use super::host::lease::Renewals;
 use super::notices::tell;
 use super::quic::connection::Event;
+use super::quic::hearing::Hearing;
 use crate::control::event::{ConnId, Input};
 use crate::control::host::lease::{Keeper, Lease};
-use crate::control::liveness::{Change, ProbeParams, Session};
+use crate::control::liveness::{Change, HeardBy, Judgement, ProbeParams, Session};
 use crate::notice::Notice;
 
 /// Longest sleep without a session: nothing is missed, since every message wakes.
@@ -47,10 +48,7 @@ const WAITING: u32 = 64;
 /// the reader task. One takes 1 to 2 ms.
 const TURNS: u32 = 3;
 
-/// A runtime that takes no turns for so long does not run, and would not hear of a silent peer either.
-const TURNS_PATIENCE: Duration = Duration::from_millis(50);
-
-/// Between two looks at whether the turns are done.
+/// Between two looks at whether all has been read.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// Probes for another session than the one there is; the process has one thread that counts.
@@ -110,7 +108,11 @@ pub struct Prober(Sender<Message>);
 
 impl Prober {
     /// Starts the thread; `prioritise` gives it the rank of a packet thread. To be called within the runtime that reads connections.
-    pub fn start(events: mpsc::Sender<Event>, prioritise: fn()) -> std::io::Result<Self> {
+    pub fn start(
+        events: mpsc::Sender<Event>,
+        hearing: Arc<Hearing>,
+        prioritise: fn(),
+    ) -> std::io::Result<Self> {
         let (sender, messages) = channel();
         let thread = Thread {
             messages,
@@ -122,6 +124,8 @@ impl Prober {
             lease_untold: None,
             renewal_failed: false,
             runtime: Handle::current(),
+            hearing,
+            waits: false,
             turns: None,
             read_by: None,
             rng: SmallRng::seed_from_u64(super::chance()),
@@ -195,6 +199,9 @@ struct Thread {
     /// Told, and not to be told again before it works.
     renewal_failed: bool,
     runtime: Handle,
+    hearing: Arc<Hearing>,
+    /// Somebody is overdue, and not called silent yet.
+    waits: bool,
     /// The turns that the runtime takes before anybody is called silent, and when it was asked to. This thread may be the first to run
     /// again after a pause of the whole process: what lies in the socket then is no silence.
     turns: Option<(Instant, JoinHandle<()>)>,
@@ -231,8 +238,7 @@ impl Thread {
             retry.into_iter().chain(session).min()
         });
         let retry = self.lease_untold.map(|_| now + RETRY);
-        // who is to be called silent waits for the runtime, and is overdue meanwhile
-        let due = due.map(|at| if self.turns.is_some() { at.max(now + LOOK) } else { at });
+        let due = due.map(|at| if self.waits { at.max(now + LOOK) } else { at });
         due.chain(self.keeper.poll_timeout()).chain(retry).min().unwrap_or(now + IDLE)
     }
 
@@ -310,20 +316,20 @@ impl Thread {
     }
 
     fn due(&mut self, now: Instant) {
-        if let Some((begun, turns)) = &self.turns
-            && (turns.is_finished() || now.saturating_duration_since(*begun) >= TURNS_PATIENCE)
-        {
-            self.read_by = Some(*begun);
-            self.turns = None;
+        if let Some((begun, _)) = self.turns.take_if(|(_, turns)| turns.is_finished()) {
+            self.read_by = Some(begun);
         }
+        let heard_by = HeardBy { read_by: self.read_by, deaf_until: self.hearing.deaf_until() };
+        self.waits = false;
         let mut unread = false;
         for (conn, tunnel) in &mut self.sessions {
             if let Some(session) = &mut tunnel.session {
                 session.handle_traffic(tunnel.heard.last());
-                let overdue = session.detection_deadline().filter(|due| *due <= now);
-                match overdue {
-                    Some(due) if self.read_by.is_none_or(|by| by < due) => unread = true,
-                    _ => tunnel.untold = session.handle_timeout(now).or(tunnel.untold),
+                match session.judge(heard_by, now) {
+                    Some(Judgement::Silent) => tunnel.untold = session.handle_timeout(now).or(tunnel.untold),
+                    Some(Judgement::Unread) => unread = true,
+                    Some(Judgement::Deaf) => self.waits = true,
+                    None => {}
                 }
                 if let Some(probe) = session.poll_transmit(now, &mut self.rng) {
                     send(&tunnel.connection, &probe);
@@ -335,7 +341,8 @@ impl Thread {
                 tunnel.untold = Some(change);
             }
         }
-        if unread && self.turns.is_none() {
+        self.waits |= unread;
+        if unread && self.turns.is_none() && self.hearing.has_read_all() {
             let turns = self.runtime.spawn(async {
                 for _ in 0..TURNS {
                     tokio::time::sleep(LOOK).await;

@@ -53,8 +53,9 @@ impl Bind {
     ) -> anyhow::Result<(Endpoint, SocketOffloads, LaneWire)> {
         let socket = socket(self.listen).with_context(|| format!("bind {}", self.listen))?;
         buffers(&socket, lane::socket::RECEIVE_BUFFER, lane::socket::SEND_BUFFER);
+        let same = socket.try_clone().context("set up the UDP socket")?;
         let wire = LaneWire::new(socket, self.offloads).context("set up the UDP socket")?;
-        let offloads = SocketOffloads::of(wire.port.clone(), self.offloads);
+        let offloads = SocketOffloads::of(wire.port.clone(), same, self.offloads);
         Ok((self.endpoint(&offloads, credentials, transport)?, offloads, wire))
     }
 

@@ -5,6 +5,7 @@ pub mod datagram;
 pub mod echo;
 pub mod endpoint;
 pub mod exporter;
+pub mod hearing;
 pub mod offloads;
 pub mod path;
 pub mod socket_drops;

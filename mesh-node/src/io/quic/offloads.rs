@@ -10,6 +10,7 @@ use nix::sys::socket::sockopt::UdpGroSegment;
 use quinn::{AsyncUdpSocket, Runtime, TransportConfig};
 
 use super::datagram;
+use super::hearing::Hearing;
 use super::trains::Trains;
 use crate::config::NodeConfig;
 use crate::config::offloads::{Offload, Offloads};
@@ -25,6 +26,7 @@ pub fn transport(node: &NodeConfig, largest: u16) -> TransportConfig {
 #[derive(Clone)]
 pub struct SocketOffloads {
     socket: Arc<dyn AsyncUdpSocket>,
+    hearing: Arc<Hearing>,
     wanted: Offloads,
 }
 
@@ -32,17 +34,23 @@ impl SocketOffloads {
     /// Hands the socket to quinn, with those of the wanted offloads that the kernel has.
     pub(super) fn open(socket: UdpSocket, wanted: Offloads, runtime: &dyn Runtime) -> io::Result<Self> {
         let same = socket.try_clone()?;
-        let socket: Arc<dyn AsyncUdpSocket> = Arc::new(Trains(runtime.wrap_udp_socket(socket)?));
+        let socket = runtime.wrap_udp_socket(socket)?;
         if !wanted.has(Offload::Gro) {
             // quinn switches it on wherever there is one
             setsockopt(&same, UdpGroSegment, &false).map_err(io::Error::from)?;
         }
-        Ok(Self { socket, wanted })
+        Ok(Self::of(socket, same, wanted))
     }
 
-    /// Of a socket that quinn shares with others, who have set it up.
-    pub(super) fn of(socket: Arc<dyn AsyncUdpSocket>, wanted: Offloads) -> Self {
-        Self { socket: Arc::new(Trains(socket)), wanted }
+    /// Of a socket that is set up, which quinn may share with others; `same` is to look at.
+    pub(super) fn of(socket: Arc<dyn AsyncUdpSocket>, same: UdpSocket, wanted: Offloads) -> Self {
+        let hearing = Arc::new(Hearing::new(Some(same)));
+        Self { socket: Arc::new(Trains { socket, hearing: hearing.clone() }), hearing, wanted }
+    }
+
+    /// How the socket is read.
+    pub fn hearing(&self) -> Arc<Hearing> {
+        self.hearing.clone()
     }
 
     /// What quinn talks to.

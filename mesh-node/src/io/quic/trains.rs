@@ -10,12 +10,19 @@ use std::task::{Context, Poll};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
+use super::hearing::Hearing;
+
 /// Payload of the largest IPv4 packet: 65,535 less its headers. IPv6 would take 20 more.
 const LARGEST_TRAIN: usize = 65_507;
 
-/// A socket that sends a train too long for the kernel as several.
+/// A socket that sends a train too long for the kernel as several, and notes how it is read.
 #[derive(Debug)]
-pub struct Trains(pub Arc<dyn AsyncUdpSocket>);
+pub struct Trains {
+    /// The socket.
+    pub socket: Arc<dyn AsyncUdpSocket>,
+    /// Of its reader.
+    pub hearing: Arc<Hearing>,
+}
 
 /// Bytes of a train that are sent in one call; all of them where the train fits.
 fn bound(segment: usize, len: usize) -> usize {
@@ -24,16 +31,16 @@ fn bound(segment: usize, len: usize) -> usize {
 
 impl AsyncUdpSocket for Trains {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.0.clone().create_io_poller()
+        self.socket.clone().create_io_poller()
     }
 
     /// Where a later part finds no room, quinn sends the whole train again: the peer throws away what it has already, by
     /// packet number.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(segment) = transmit.segment_size else { return self.0.try_send(transmit) };
+        let Some(segment) = transmit.segment_size else { return self.socket.try_send(transmit) };
         for contents in transmit.contents.chunks(bound(segment, transmit.contents.len()).max(1)) {
             let segment_size = (contents.len() > segment).then_some(segment);
-            self.0.try_send(&Transmit { contents, segment_size, ..transmit.clone() })?;
+            self.socket.try_send(&Transmit { contents, segment_size, ..transmit.clone() })?;
         }
         Ok(())
     }
@@ -44,23 +51,25 @@ impl AsyncUdpSocket for Trains {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_recv(cx, bufs, meta)
+        let answer = self.socket.poll_recv(cx, bufs, meta);
+        self.hearing.served(&answer, bufs.len());
+        answer
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+        self.socket.local_addr()
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.0.max_transmit_segments()
+        self.socket.max_transmit_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.0.max_receive_segments()
+        self.socket.max_receive_segments()
     }
 
     fn may_fragment(&self) -> bool {
-        self.0.may_fragment()
+        self.socket.may_fragment()
     }
 }
 

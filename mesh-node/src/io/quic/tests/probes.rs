@@ -10,6 +10,7 @@ use crate::control::event::ConnId;
 use crate::control::liveness::{Change, ProbeParams};
 use crate::io::liveness::{Prober, stray_probes};
 use crate::io::quic::aside::Aside;
+use crate::io::quic::hearing::Hearing;
 
 /// Our number of the session: the connection's.
 const OURS: u32 = 7;
@@ -39,6 +40,11 @@ async fn tunnel() -> (Connection, Connection, (Node, Node)) {
     (theirs, connection, (a, b))
 }
 
+/// Of a reader that misses nothing.
+fn hearing() -> Arc<Hearing> {
+    Arc::new(Hearing::new(None))
+}
+
 /// What the control loop is told within so long.
 async fn told(events: &mut mpsc::Receiver<Event>, within: Duration) -> Option<Change> {
     match tokio::time::timeout(within, events.recv()).await.ok()?? {
@@ -51,7 +57,7 @@ async fn told(events: &mut mpsc::Receiver<Event>, within: Duration) -> Option<Ch
 async fn probes_for_another_session_are_counted_and_are_no_probes_of_this_one() {
     let (_theirs, ours, _nodes) = tunnel().await;
     let (events_tx, mut events) = mpsc::channel(16);
-    let prober = Prober::start(events_tx, || {}).unwrap();
+    let prober = Prober::start(events_tx, hearing(), || {}).unwrap();
     let conn = ConnId(u64::from(OURS));
     let aside = Aside::new(conn, prober.clone());
     prober.open(conn, ours.clone(), aside.heard.clone());
@@ -85,7 +91,7 @@ async fn probes_for_another_session_are_counted_and_are_no_probes_of_this_one() 
 async fn a_malformed_probe_is_left_to_the_packet_path_which_counts_it_as_a_bad_frame() {
     let (_theirs, ours, _nodes) = tunnel().await;
     let (events_tx, mut events) = mpsc::channel(16);
-    let prober = Prober::start(events_tx, || {}).unwrap();
+    let prober = Prober::start(events_tx, hearing(), || {}).unwrap();
     let aside = Aside::new(ConnId(1), prober.clone());
     prober.open(ConnId(1), ours.clone(), aside.heard.clone());
     let good = probe_frame(&probe(State::Down, 0).encode());
@@ -111,7 +117,7 @@ async fn a_malformed_probe_is_left_to_the_packet_path_which_counts_it_as_a_bad_f
 async fn a_peer_that_probes_us_unasked_is_answered_and_a_flood_of_it_stops_nobody() {
     let (theirs, ours, _nodes) = tunnel().await;
     let (events_tx, _events) = mpsc::channel(16);
-    let prober = Prober::start(events_tx, || {}).unwrap();
+    let prober = Prober::start(events_tx, hearing(), || {}).unwrap();
     let aside = Aside::new(ConnId(u64::from(OURS)), prober.clone());
     prober.open(ConnId(u64::from(OURS)), ours.clone(), aside.heard.clone());
     let frame = Bytes::copy_from_slice(&probe_frame(&probe(State::Down, 0).encode()));
@@ -129,7 +135,8 @@ async fn a_peer_that_probes_us_unasked_is_answered_and_a_flood_of_it_stops_nobod
 async fn of_a_flood_no_more_waits_than_its_bound() {
     let (_theirs, ours, _nodes) = tunnel().await;
     let (events_tx, _events) = mpsc::channel(16);
-    let prober = Prober::start(events_tx, || std::thread::sleep(Duration::from_millis(500))).unwrap();
+    let prober =
+        Prober::start(events_tx, hearing(), || std::thread::sleep(Duration::from_millis(500))).unwrap();
     let aside = Aside::new(ConnId(1), prober.clone());
     prober.open(ConnId(1), ours.clone(), aside.heard.clone());
     let frame = Bytes::copy_from_slice(&probe_frame(&probe(State::Down, 0).encode()));
@@ -148,7 +155,7 @@ async fn of_a_flood_no_more_waits_than_its_bound() {
 async fn alarmed_by_a_pause() -> bool {
     let (_theirs, ours, _nodes) = tunnel().await;
     let (events_tx, mut events) = mpsc::channel(16);
-    let prober = Prober::start(events_tx, || {}).unwrap();
+    let prober = Prober::start(events_tx, hearing(), || {}).unwrap();
     let conn = ConnId(u64::from(OURS));
     let aside = Aside::new(conn, prober.clone());
     prober.open(conn, ours.clone(), aside.heard.clone());

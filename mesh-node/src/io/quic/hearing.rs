@@ -1,0 +1,96 @@
+//! Whether all that peers have sent to our UDP socket has been read. A node that did not run, or not the thread that reads, has
+//! heard nothing: that is its own silence, not its peers'.
+
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// Not read for so long, with more waiting than one call takes: the socket's buffer may have been full, and what came then is
+/// lost. At 1.8 Gb/s it is full after 9 ms.
+const GAP: Duration = Duration::from_millis(20);
+
+/// What is known of a socket's reader.
+#[derive(Debug)]
+pub struct Hearing {
+    origin: Instant,
+    /// To look at: the same socket.
+    socket: Option<UdpSocket>,
+    /// The reader has taken all that it was offered.
+    idle: AtomicBool,
+    /// When the reader was served last, and until when it was deaf; microseconds since `origin`, 0: never.
+    served_us: AtomicU64,
+    deaf_until_us: AtomicU64,
+}
+
+impl Hearing {
+    /// Of the reader of a socket; without one, of a reader that misses nothing.
+    pub fn new(socket: Option<UdpSocket>) -> Self {
+        Self {
+            origin: Instant::now(),
+            socket,
+            idle: AtomicBool::new(true),
+            served_us: AtomicU64::new(0),
+            deaf_until_us: AtomicU64::new(0),
+        }
+    }
+
+    /// The reader has asked for as many packets as there is `room` for, and gets this answer.
+    pub fn served<E>(&self, answer: &Poll<Result<usize, E>>, room: usize) {
+        let now_us = self.origin.elapsed().as_micros() as u64;
+        let before_us = self.served_us.swap(now_us, Relaxed);
+        self.idle.store(answer.is_pending(), Relaxed);
+        let full = matches!(answer, Poll::Ready(Ok(count)) if *count >= room);
+        if full && now_us - before_us.min(now_us) >= GAP.as_micros() as u64 {
+            self.deaf_until_us.store(now_us, Relaxed);
+        }
+    }
+
+    /// Nothing waits, neither in the kernel nor with the reader.
+    pub fn has_read_all(&self) -> bool {
+        let empty = |socket: &UdpSocket| {
+            // the socket does not block; what is looked at stays
+            socket.peek(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        };
+        self.idle.load(Relaxed) && self.socket.as_ref().is_none_or(empty)
+    }
+
+    /// Until when this node may have missed what was sent to it; long ago: never.
+    pub fn deaf_until(&self) -> Instant {
+        self.origin + Duration::from_micros(self.deaf_until_us.load(Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_in_the_socket_or_with_its_reader_is_unread() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let hearing = Hearing::new(Some(socket.try_clone().unwrap()));
+        assert!(hearing.has_read_all());
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+        assert!(!hearing.has_read_all() && !hearing.has_read_all(), "looking takes nothing");
+        socket.recv(&mut [0; 4]).unwrap();
+        hearing.served::<()>(&Poll::Ready(Ok(1)), 32);
+        assert!(!hearing.has_read_all(), "read, and not passed on");
+        hearing.served::<()>(&Poll::Pending, 32);
+        assert!(hearing.has_read_all());
+    }
+
+    #[test]
+    fn a_reader_that_returns_to_a_full_socket_was_deaf() {
+        let hearing = Hearing::new(None);
+        let never = hearing.deaf_until();
+        hearing.served::<()>(&Poll::Pending, 32);
+        std::thread::sleep(GAP);
+        hearing.served::<()>(&Poll::Ready(Ok(31)), 32);
+        assert_eq!(hearing.deaf_until(), never, "it was asleep");
+        std::thread::sleep(GAP);
+        hearing.served::<()>(&Poll::Ready(Ok(32)), 32);
+        assert!(hearing.deaf_until() >= never + 2 * GAP);
+    }
+}
