@@ -12,6 +12,7 @@ use mesh_node::control::host::{
 };
 use mesh_node::forward::fib::Expose;
 use mesh_node::io::host::{HostSync, conntrack, links, routes, watch};
+use mesh_proto::Prefix;
 
 const INSIDE: &str = "MESH_TEST_HOST_STATE_INSIDE";
 
@@ -62,6 +63,10 @@ fn kernel_state_is_applied_repaired_and_removed_without_a_trace() {
     assert!(status.success());
 }
 
+fn prefix(text: &str) -> Prefix {
+    text.parse().expect("a prefix")
+}
+
 fn address(text: &str) -> IpAddr {
     text.parse().expect("address")
 }
@@ -97,7 +102,14 @@ fn state() -> HostState {
                     route("203.0.113.144/29", Some(1400), false),
                     route("2001:db8::14/128", Some(1400), false),
                 ],
-                out: HostOut::Tunnel { mtu4: Some(1380), mtu6: Some(1380) },
+                out: HostOut::Tunnel {
+                    ways: vec![
+                        (Prefix::default_route(true), Some(1380)),
+                        (Prefix::default_route(false), Some(1380)),
+                        (prefix("198.18.0.0/15"), None),
+                        (prefix("2001:db8:7::/48"), None),
+                    ],
+                },
                 offer: Some(HostEgress {
                     interface: Some("eth0".into()),
                     snat: vec![address("203.0.113.1"), address("2001:db8::1")],

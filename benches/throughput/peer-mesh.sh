@@ -8,17 +8,11 @@ umask 077
 P=${LAB_PREFIX:-pa}
 HERE=$(cd "$(dirname "$0")" && pwd)
 RUN=${LAB_RUN:-/run/$P-lab}/mesh
+. "$HERE/programs.sh"
 BIN=${MESH_BIN:-$HERE/../../target/release}
 
 down() {
-  local f i
-  for f in "$RUN"/h?.pid; do [ -e "$f" ] && kill "$(cat "$f")" 2>/dev/null || true; done
-  # A stop takes at most 10 s; whoever is left then is killed.
-  for i in $(seq 55); do
-    for f in "$RUN"/h?.pid; do [ -e "$f" ] && kill -0 "$(cat "$f")" 2>/dev/null && sleep 0.2 && continue 2; done
-    break
-  done
-  for f in "$RUN"/h?.pid; do [ -e "$f" ] && kill -9 "$(cat "$f")" 2>/dev/null || true; done
+  stop_all 110 # a stop takes at most 10 s
   rm -rf "$RUN"
 }
 

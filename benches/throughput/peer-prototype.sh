@@ -7,10 +7,9 @@ umask 077
 P=${LAB_PREFIX:-pa}
 HERE=$(cd "$(dirname "$0")" && pwd)
 RUN=${LAB_RUN:-/run/$P-lab}/prototype
+. "$HERE/programs.sh"
 down() {
-  local f
-  for f in "$RUN"/h?.pid; do [ -e "$f" ] && kill "$(cat "$f")" 2>/dev/null || true; done
-  sleep 0.2
+  stop_all 20
   rm -rf "$RUN"
 }
 up() {

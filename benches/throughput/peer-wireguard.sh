@@ -7,10 +7,10 @@ umask 077
 P=${LAB_PREFIX:-pa}
 HERE=$(cd "$(dirname "$0")" && pwd)
 RUN=${LAB_RUN:-/run/$P-lab}/wireguard
+. "$HERE/programs.sh"
 down() {
-  local f i
-  for f in "$RUN"/h?.pid; do [ -e "$f" ] && kill "$(cat "$f")" 2>/dev/null || true; done
-  sleep 0.3
+  local i
+  stop_all 20
   # its control sockets lie outside the network namespaces
   for i in 1 2; do rm -f "/var/run/wireguard/${P}wg$i.sock"; done
   rm -rf "$RUN"

@@ -1,6 +1,7 @@
 //! The one task that owns `Control`: an input in, its outputs carried out in order, one alarm set. It decides nothing.
 
 mod lanes;
+pub mod save;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::control::Control;
+use crate::control::drain::Forget;
 use crate::control::event::{ConnId, Input, Output, Saved, Target, TunnelSpec};
 use crate::control::host::HostState;
 use crate::control::status::{self, Figures, PathFigures, Traffic};
@@ -29,7 +31,6 @@ use crate::io::quic::connection::{self, Context, Dial, Door, Event};
 use crate::io::quic::datagram::{Datagrams, InboundSender, SEND_BUFFER, read_datagrams};
 use crate::io::quic::echo::Unanswered;
 use crate::io::trace::Tracer;
-
 use crate::notice::Notice;
 use crate::packet_loop::Waker;
 use crate::tunnel::{Carrier, Snapshot, Tunnel};
@@ -189,6 +190,7 @@ pub async fn run(mut control: Control, mut wiring: Wiring) {
         tokio::time::sleep(GOODBYE).await;
     }
     wiring.quic.close(VarInt::from_u32(CloseCode::Leaving as u32), b"the node stops");
+    state.lanes.close();
     let _ = tokio::time::timeout(GOODBYE, wiring.quic.wait_idle()).await;
 }
 
@@ -204,9 +206,9 @@ async fn sleep_until(alarm: Option<tokio::time::Instant>) {
     }
 }
 
-async fn forget_flows(marks: Vec<u32>) {
-    for mark in marks {
-        if let Err(error) = conntrack::delete_marked(mark).await {
+async fn forget_flows(forget: Vec<Forget>) {
+    for forget in forget {
+        if let Err(error) = conntrack::delete_drained(&forget).await {
             tell(Notice::FlowsStay { error: error.to_string() });
         }
     }
@@ -244,6 +246,7 @@ impl Loop {
                 self.live.insert(conn, Live { connection, writer, tunnel: None, aside });
                 input
             }
+            Event::Pulse(question) => return question.answer(),
             Event::Readable { conn } => {
                 let tunnel = self.live.get(&conn).and_then(|live| live.tunnel.clone());
                 let started = tunnel.map_or(Ok(()), |tunnel| self.lanes.readable(conn, tunnel));
@@ -353,8 +356,8 @@ impl Loop {
                         self.counting.spawn(flows::watch(watch, events));
                     }
                 }
-                Output::ForgetFlows(marks) => {
-                    tokio::spawn(forget_flows(marks));
+                Output::ForgetFlows(forget) => {
+                    tokio::spawn(forget_flows(forget));
                 }
                 Output::Gone { after } => self.gone = Some(tokio::time::Instant::now() + after),
                 Output::Tell(notice) => tell(notice),
@@ -431,61 +434,9 @@ fn breach(control: &mut Control, conn: ConnId, result: Result<(), String>) {
     }
 }
 
-/// Between two attempts to write to a disk that refused.
-const RETRY_SAVE: Duration = Duration::from_secs(1);
-
-/// Writes state to disk, the latest value only, until its sender is gone and the last value is written.
-pub async fn save_task(dir: std::path::PathBuf, mut saved: watch::Receiver<Saved>) {
-    let mut written: Option<Saved> = None;
-    let mut told = false;
-    // a value not yet seen comes before the news that the sender has gone
-    while saved.changed().await.is_ok() {
-        loop {
-            let latest = saved.borrow_and_update().clone();
-            if written.as_ref() == Some(&latest) {
-                break;
-            }
-            let (dir, value) = (dir.clone(), latest.clone());
-            let result = tokio::task::spawn_blocking(move || crate::io::state::store(&dir, &value)).await;
-            let error = match result {
-                Ok(Ok(())) => {
-                    written = Some(latest);
-                    told = false;
-                    break;
-                }
-                Ok(Err(error)) => format!("{error:#}"),
-                Err(error) => error.to_string(),
-            };
-            if !told {
-                tell(Notice::StateNotSaved { error });
-                told = true;
-            }
-            // a newer value, or the same once more; at a stop there is no more waiting
-            if let Ok(Err(_)) = tokio::time::timeout(RETRY_SAVE, saved.changed()).await {
-                return;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn value(peer: usize) -> Saved {
-        Saved { peers: vec![format!("198.51.100.{peer}:4650")], ..Saved::default() }
-    }
-
-    #[tokio::test]
-    async fn the_last_state_is_on_disk_when_the_sender_has_gone_even_if_it_was_the_only_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let (tx, rx) = watch::channel(Saved::default());
-        tx.send_replace(value(1));
-        tx.send_replace(value(2));
-        drop(tx);
-        save_task(dir.path().to_owned(), rx).await;
-        assert_eq!(crate::io::state::load(dir.path()).0, value(2));
-    }
 
     #[tokio::test]
     async fn a_kernel_that_does_not_follow_is_waited_for_a_while_only() {
@@ -503,25 +454,5 @@ mod tests {
         drop(applied);
         kernel_follows(&mut at, 4).await;
         assert!(started.elapsed() < waited + KERNEL_PATIENCE / 2);
-    }
-
-    #[tokio::test]
-    async fn a_disk_that_refuses_is_asked_again() {
-        let parent = tempfile::tempdir().unwrap();
-        let dir = parent.path().join("absent");
-        let (tx, rx) = watch::channel(Saved::default());
-        let task = tokio::spawn(save_task(dir.clone(), rx));
-        tx.send_replace(value(1));
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        std::fs::create_dir(&dir).unwrap();
-        for _ in 0..100 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            if crate::io::state::load(&dir).0 == value(1) {
-                break;
-            }
-        }
-        assert_eq!(crate::io::state::load(&dir).0, value(1));
-        drop(tx);
-        task.await.unwrap();
     }
 }

@@ -195,7 +195,7 @@ pub async fn run(
         waker: devices.waker(),
     };
     let mut control_task = tokio::spawn(control_loop::run(control, wiring));
-    let saver = tokio::spawn(control_loop::save_task(node.state_dir.clone(), save_rx));
+    let saver = tokio::spawn(control_loop::save::run(node.state_dir.clone(), save_rx));
     let host_task = io::host::task::run(sync, host_rx, host_applied_tx, events_tx.clone());
     let mut host_task = tokio::spawn(host_task);
     let mut api = tokio::spawn(api);
@@ -249,7 +249,7 @@ pub async fn run(
             }
         }
     };
-    if timeout(DRAIN_PATIENCE + PATIENCE, ended).await.is_err() {
+    if timeout(DRAIN_PATIENCE + PATIENCE / 2, ended).await.is_err() {
         tell(Notice::ControlHangs {});
     }
     // what the hand-over took, the other parts do not have

@@ -82,6 +82,8 @@ pub enum UplinkFault {
     Link,
     /// The targets of its probes do not answer.
     Probe,
+    /// The node cannot keep its own kernel carrying for others.
+    Kernel,
 }
 
 /// A record as it travels.

@@ -292,6 +292,20 @@ impl Lab {
         Ok(())
     }
 
+    /// The candidates for the egress of a host's first network, each with its state, in the host's order.
+    pub fn candidates(&self, host: &str) -> String {
+        let answer = self.ctl(host, &["--json", "egress"]).map(|o| o.json()).unwrap_or_default();
+        let list = answer["egress"][0]["candidates"].as_array().cloned().unwrap_or_default();
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let words = list.iter().map(|c| format!("{} {}", text(&c["node"]), text(&c["state"])));
+        words.collect::<Vec<_>>().join(", ")
+    }
+
+    /// How often a host's log tells of an event.
+    pub fn notices(&self, host: &str, event: &str) -> usize {
+        self.log(host).matches(&format!("\"event\":\"{event}\"")).count()
+    }
+
     /// A host's metrics as text.
     pub fn metrics(&self, host: &str) -> String {
         let args = ["curl", "-sS", "--noproxy", "*", "-m", "5", "http://127.0.0.1:9650/metrics"];

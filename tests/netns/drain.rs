@@ -258,8 +258,8 @@ fn the_answers_of_two_egress_nodes_at_once_find_their_vms_by_both_families() {
     }
 }
 
-#[test]
-fn the_draining_node_s_own_unmapped_vms_keep_their_flows() {
+/// Two hosts with networks of their own, routed as they are: ph2 carries, and its own VM leaves without a tunnel.
+fn unmapped() -> Lab {
     let mut plan = Plan::new("");
     for i in 1..=2 {
         let (host, four) = (format!("ph{i}"), format!("10.50.{i}"));
@@ -270,8 +270,14 @@ fn the_draining_node_s_own_unmapped_vms_keep_their_flows() {
         let vm = Vm::new(&format!("vm{i}"), &format!("ph{i}"), "vmnet1", &format!("{four}.10/24"));
         plan = plan.host(host).vm(vm);
     }
-    let mut lab = Lab::start(plan).unwrap();
+    let lab = Lab::start(plan).unwrap();
     assert!(wait_until(SOON, || sees(&lab, "vm2") == "198.51.100.12"), "{}", sees(&lab, "vm2"));
+    lab
+}
+
+#[test]
+fn the_draining_node_s_own_unmapped_vms_keep_their_flows() {
+    let mut lab = unmapped();
     tool(&mut lab, "vm2", "echo", &format!("echo {WEB4} 6"));
     download(&mut lab, "vm2", "file", 8_000_000, "2M");
     std::thread::sleep(Duration::from_secs(1));
@@ -281,4 +287,23 @@ fn the_draining_node_s_own_unmapped_vms_keep_their_flows() {
     assert!(told.contains("lost 0,"), "{told}");
     let file = finished(&lab, "file", "done", Duration::from_secs(30));
     assert!(file.contains(&sum_of(&lab, 8_000_000)), "{file}{}", output(&lab, "file.err"));
+}
+
+#[test]
+fn of_the_draining_node_s_own_unmapped_vms_what_outlives_the_deadline_is_reset_on_both_sides() {
+    let mut lab = unmapped();
+    download(&mut lab, "vm2", "file", 400_000_000, "1M");
+    std::thread::sleep(Duration::from_secs(1));
+    ctl(&lab, "ph2", &["egress", "drain", "--deadline", "2s"]);
+    // what is in the VM's buffers is read first
+    finished(&lab, "file", "done", Duration::from_secs(20));
+    assert!(output(&lab, "file.err").contains("reset"), "{}", output(&lab, "file.err"));
+    assert!(
+        wait_until(SOON, || lab.log("inet").contains("reset by peer")),
+        "the server: {}",
+        lab.log("inet")
+    );
+    assert_eq!(sees(&lab, "vm2"), "198.51.100.11", "a new connection leaves by the standby");
+    ctl(&lab, "ph2", &["egress", "resume"]);
+    assert!(wait_until(SOON, || sees(&lab, "vm2") == "198.51.100.12"), "{}", sees(&lab, "vm2"));
 }

@@ -6,7 +6,7 @@
     reason = "tests run in real time and fail by panic"
 )]
 
-use lab::world::{WEB4, WEB6, wait_until};
+use lab::world::{GATEWAY, WEB4, WEB6, wait_until};
 use lab::{Lab, Plan};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -210,6 +210,50 @@ fn a_network_falls_back_to_its_own_host_and_no_private_source_leaves_on_the_way(
     assert!(lab.ctl("ph1", &["reload"]).unwrap().ok());
     assert!(wait_until(SOON, || !lab.ping("vm1", WEB4)), "{}", answer(&lab, "ph1"));
     assert_eq!(answer(&lab, "ph1")["state"], "none");
+}
+
+#[test]
+fn an_egress_node_whose_own_vms_fall_back_and_return_ends_no_flow_of_others() {
+    let plan = plan(3, 2, "").each_net(|host, net| {
+        if host == "ph3" {
+            net.egress = vec!["ph2".into()];
+            *net = std::mem::take(net).extra("egress_fallback = \"local\"");
+        }
+    });
+    let mut lab = Lab::start(plan).unwrap();
+    assert!(leaves_by(&lab, "vm1", "198.51.100.13") && leaves_by(&lab, "vm3", "198.51.100.12"));
+    let file = lab.dir().join("file");
+    let fetch = format!(
+        "curl -sS --noproxy '*' -m 60 --limit-rate 2M http://{WEB4}/bytes/40000000 2>&1 | wc -c >{0}.part; mv {0}.part {0}",
+        file.display()
+    );
+    lab.spawn("vm1", &["sh", "-c", &fetch]).unwrap();
+    lab.kill_node("ph2").unwrap();
+    assert!(leaves_by(&lab, "vm3", "198.51.100.13"), "{}", lab.log("ph3"));
+    lab.start_node("ph2").unwrap();
+    assert!(leaves_by(&lab, "vm3", "198.51.100.12"), "{}", lab.log("ph3"));
+    assert!(!file.exists(), "the download was not over before the fallback");
+    assert!(wait_until(Duration::from_secs(60), || file.exists()));
+    assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), "40000000", "{}", lab.log("ph3"));
+}
+
+#[test]
+fn a_destination_whose_egress_node_is_gone_is_refused_and_does_not_leave_by_another() {
+    let plan = plan(3, 2, "").with("ph2", |mut host| {
+        host.offers[0].extra = "destination = [\"192.0.2.0/24\"]\n".into();
+        host
+    });
+    let mut lab = Lab::start(plan).unwrap();
+    assert!(leaves_by(&lab, "vm1", "198.51.100.12"), "the longer prefix decides: {}", lab.log("ph1"));
+    assert!(lab.ping("vm1", GATEWAY), "the rest leaves by ph3");
+    lab.kill_node("ph2").unwrap();
+    let refused = || lab.exec("vm1", &["ping", "-n", "-c", "1", "-W", "1", WEB4]).unwrap().stdout;
+    assert!(wait_until(SOON, || refused().contains("Unreachable")), "{}", refused());
+    assert!(lab.ping("vm1", GATEWAY), "{}", lab.log("ph1"));
+    let counted = lab.exec("ph1", &["nft", "list", "counter", "inet", "mesh", "no_egress"]).unwrap().stdout;
+    assert!(!counted.contains("packets 0 "), "{counted}");
+    lab.start_node("ph2").unwrap();
+    assert!(leaves_by(&lab, "vm1", "198.51.100.12"), "{}", lab.log("ph1"));
 }
 
 #[test]

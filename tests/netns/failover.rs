@@ -21,20 +21,8 @@ fn lab() -> Lab {
         .with("ph2", |host| host.offer("default", &["198.51.100.12"], 200));
     let lab = Lab::start(plan).unwrap();
     assert!(wait_until(SOON, || lab.web("vm1", WEB4, None).as_deref() == Some("198.51.100.13")));
-    assert!(wait_until(SOON, || candidates(&lab).contains("ph2 alive")), "{}", candidates(&lab));
+    assert!(wait_until(SOON, || lab.candidates("ph1").contains("ph2 alive")), "{}", lab.candidates("ph1"));
     lab
-}
-
-fn candidates(lab: &Lab) -> String {
-    let answer = lab.ctl("ph1", &["--json", "egress"]).unwrap().json();
-    let list = answer["egress"][0]["candidates"].as_array().cloned().unwrap_or_default();
-    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    let words = list.iter().map(|c| format!("{} {}", text(&c["node"]), text(&c["state"])));
-    words.collect::<Vec<_>>().join(", ")
-}
-
-fn notices(lab: &Lab, host: &str, event: &str) -> usize {
-    lab.log(host).matches(&format!("\"event\":\"{event}\"")).count()
 }
 
 /// The longest time without an answer from the Internet while `event` happens, and how long it took until the first
@@ -70,7 +58,7 @@ fn the_loss_of_an_egress_node_is_over_before_a_second_is() {
         });
         println!("{how}: {} ms without an answer", gap.as_millis());
         assert!(gap < Duration::from_secs(1), "{how}: {gap:?}, {}", lab.log("ph1"));
-        assert!(notices(&lab, "ph1", "peer_silent") >= 1, "{how}");
+        assert!(lab.notices("ph1", "peer_silent") >= 1, "{how}");
         assert_eq!(lab.web("vm1", WEB4, None).as_deref(), Some("198.51.100.12"), "{how}");
         if how == "freeze" {
             lab.thaw("ph3").unwrap();
@@ -82,12 +70,12 @@ fn the_loss_of_an_egress_node_is_over_before_a_second_is() {
 fn a_node_that_was_silent_for_a_moment_is_heard_again_and_does_not_take_the_role_back() {
     let lab = lab();
     lab.freeze("ph3").unwrap();
-    assert!(wait_until(SOON, || candidates(&lab).contains("ph3 silent")), "{}", candidates(&lab));
+    assert!(wait_until(SOON, || lab.candidates("ph1").contains("ph3 silent")), "{}", lab.candidates("ph1"));
     assert!(wait_until(SOON, || lab.web("vm1", WEB4, None).as_deref() == Some("198.51.100.12")));
     // what does not leave the mesh has no better way, and waits
     assert!(lab.peers_up("ph1").contains(&"ph3".to_owned()), "the tunnel is given up later");
     lab.thaw("ph3").unwrap();
-    assert!(wait_until(SOON, || candidates(&lab).contains("ph3 alive")), "{}", candidates(&lab));
+    assert!(wait_until(SOON, || lab.candidates("ph1").contains("ph3 alive")), "{}", lab.candidates("ph1"));
     assert!(lab.ping_within(SOON, "vm1", "10.77.3.10"));
     assert_eq!(
         lab.web("vm1", WEB4, None).as_deref(),
@@ -110,7 +98,7 @@ fn a_busy_host_is_not_taken_for_a_dead_one() {
     let done = wait_until(SOON, || bulk().is_ok_and(|o| o.ok()));
     assert!(done, "the load was there");
     for host in ["ph1", "ph2", "ph3"] {
-        assert_eq!(notices(&lab, host, "peer_silent"), 0, "{host}: {}", lab.log(host));
+        assert_eq!(lab.notices(host, "peer_silent"), 0, "{host}: {}", lab.log(host));
     }
     assert_eq!(lab.web("vm1", WEB4, None).as_deref(), Some("198.51.100.13"));
 }
@@ -120,8 +108,8 @@ fn a_path_that_loses_much_is_borne_with_the_probes_that_the_operator_gives_it() 
     let plan = Plan::standard("", 2)
         .with("ph1", |host| host.extra("probe = { interval = \"100ms\", multiplier = 20 }"));
     let lab = Lab::start(plan).unwrap();
-    assert!(wait_until(SOON, || candidates(&lab) == "ph2 alive"), "{}", candidates(&lab));
+    assert!(wait_until(SOON, || lab.candidates("ph1") == "ph2 alive"), "{}", lab.candidates("ph1"));
     lab.loss("ph2", 30).unwrap();
     std::thread::sleep(Duration::from_secs(6));
-    assert_eq!(notices(&lab, "ph1", "peer_silent"), 0, "{}", lab.log("ph1"));
+    assert_eq!(lab.notices("ph1", "peer_silent"), 0, "{}", lab.log("ph1"));
 }

@@ -35,19 +35,7 @@ fn plan() -> Plan {
 
 fn ready(lab: &Lab) {
     assert!(wait_until(SOON, || lab.web("vm1", WEB4, None).as_deref() == Some("198.51.100.13")));
-    assert!(wait_until(SOON, || candidates(lab).contains("ph2 alive")), "{}", candidates(lab));
-}
-
-fn candidates(lab: &Lab) -> String {
-    let answer = lab.ctl("ph1", &["--json", "egress"]).unwrap().json();
-    let list = answer["egress"][0]["candidates"].as_array().cloned().unwrap_or_default();
-    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    let words = list.iter().map(|c| format!("{} {}", text(&c["node"]), text(&c["state"])));
-    words.collect::<Vec<_>>().join(", ")
-}
-
-fn notices(lab: &Lab, host: &str, event: &str) -> usize {
-    lab.log(host).matches(&format!("\"event\":\"{event}\"")).count()
+    assert!(wait_until(SOON, || lab.candidates("ph1").contains("ph2 alive")), "{}", lab.candidates("ph1"));
 }
 
 /// Packets that an egress node's kernel dropped because its daemon did not run.
@@ -91,10 +79,10 @@ fn the_kernel_of_a_frozen_egress_node_gives_its_role_up_and_takes_it_again() {
     assert_eq!(lab.web("vm3", WEB4, None).as_deref(), Some("198.51.100.13"), "its own VM is not concerned");
 
     lab.thaw("ph3").unwrap();
-    assert!(wait_until(SOON, || notices(&lab, "ph3", "lease_lost") == 1), "{}", lab.log("ph3"));
+    assert!(wait_until(SOON, || lab.notices("ph3", "lease_lost") == 1), "{}", lab.log("ph3"));
     assert!(leased(&lab, "ph3"));
     assert!((lab.metric("ph3", "mesh_egress_lease_lost_total", "") - 1.0).abs() < 0.1);
-    assert!(wait_until(SOON, || candidates(&lab).contains("ph3 alive")), "{}", candidates(&lab));
+    assert!(wait_until(SOON, || lab.candidates("ph1").contains("ph3 alive")), "{}", lab.candidates("ph1"));
     assert!(lab.ctl("ph1", &["egress", "use", "ph3"]).unwrap().ok());
     assert!(wait_until(SOON, || lab.web("vm1", WEB4, None).as_deref() == Some("198.51.100.13")));
 }
@@ -104,17 +92,32 @@ fn a_lease_comes_and_goes_without_looking_like_somebody_s_change_and_a_flushed_o
     let lab = Lab::start(plan()).unwrap();
     ready(&lab);
     std::thread::sleep(Duration::from_secs(6));
-    assert_eq!(notices(&lab, "ph3", "kernel_repaired"), 0, "{}", lab.log("ph3"));
+    assert_eq!(lab.notices("ph3", "kernel_repaired"), 0, "{}", lab.log("ph3"));
     lab.sh("ph3", "nft flush set inet mesh lease").unwrap();
     assert!(wait_until(SOON, || leased(&lab, "ph3")));
-    assert_eq!(notices(&lab, "ph3", "lease_lost"), 0, "the node has run all the time");
+    assert_eq!(lab.notices("ph3", "lease_lost"), 0, "the node has run all the time");
     lab.sh("ph3", "nft flush ruleset").unwrap();
-    assert!(wait_until(SOON, || notices(&lab, "ph3", "kernel_repaired") > 0), "{}", lab.log("ph3"));
+    assert!(wait_until(SOON, || lab.notices("ph3", "kernel_repaired") > 0), "{}", lab.log("ph3"));
     assert!(leased(&lab, "ph3"), "a new table begins with a lease");
     // a hypervisor's rules are listed by its operator, at any time
     for _ in 0..20 {
         assert!(lab.exec("ph3", &["timeout", "5", "nft", "-j", "list", "ruleset"]).unwrap().ok());
     }
+}
+
+#[test]
+fn a_node_that_cannot_renew_its_lease_says_so_to_those_who_would_use_it() {
+    let lab = Lab::start(plan()).unwrap();
+    ready(&lab);
+    lab.sh("ph3", "ip link set lo down").unwrap();
+    assert!(wait_until(SOON, || lab.web("vm1", WEB4, None).as_deref() == Some("198.51.100.12")));
+    assert!(lab.candidates("ph1").contains("ph3 uplink_down"), "{}", lab.candidates("ph1"));
+    assert_eq!(lab.notices("ph3", "lease_not_renewed"), 1, "{}", lab.log("ph3"));
+    let status = lab.ctl("ph3", &["status"]).unwrap();
+    assert!(!status.ok() && status.text().contains("is the device lo up?"), "{}", status.text());
+    lab.sh("ph3", "ip link set lo up").unwrap();
+    assert!(wait_until(SOON, || lab.candidates("ph1").contains("ph3 alive")), "{}", lab.candidates("ph1"));
+    assert_eq!(lab.web("vm1", WEB4, None).as_deref(), Some("198.51.100.12"), "a return moves nobody");
 }
 
 #[test]
@@ -128,7 +131,7 @@ fn a_busy_egress_node_keeps_its_lease() {
     let bulk = || lab.exec("vm1", &["timeout", "15", "iperf3", "-c", WEB4, "-P", "4", "-t", "10"]);
     assert!(wait_until(SOON, || bulk().is_ok_and(|o| o.ok())), "the load was there");
     for host in ["ph2", "ph3"] {
-        assert_eq!(notices(&lab, host, "lease_lost"), 0, "{host}: {}", lab.log(host));
+        assert_eq!(lab.notices(host, "lease_lost"), 0, "{host}: {}", lab.log(host));
         assert_eq!(fenced(&lab, host), 0, "{host}");
     }
 }
@@ -164,12 +167,12 @@ fn the_operator_s_own_nat_firewall_rules_and_routes_stay_byte_for_byte() {
     assert!(wait_until(SOON, || lab.web("vm1", WEB4, None).as_deref() == Some("198.51.100.12")));
     same(&lab, "while it is frozen");
     lab.thaw("ph3").unwrap();
-    assert!(wait_until(SOON, || candidates(&lab).contains("ph3 alive")));
+    assert!(wait_until(SOON, || lab.candidates("ph1").contains("ph3 alive")));
     same(&lab, "after a freeze");
     lab.kill_node("ph3").unwrap();
     same(&lab, "after a kill");
     lab.start_node("ph3").unwrap();
-    assert!(wait_until(Duration::from_secs(20), || candidates(&lab).contains("ph3 alive")));
+    assert!(wait_until(Duration::from_secs(20), || lab.candidates("ph1").contains("ph3 alive")));
     same(&lab, "after a new start");
     if lab.ctl("ph3", &["egress", "drain"]).unwrap().ok() {
         same(&lab, "while it drains");
@@ -177,7 +180,7 @@ fn the_operator_s_own_nat_firewall_rules_and_routes_stay_byte_for_byte() {
         same(&lab, "after it has drained");
     }
     lab.sh("ph3", "nft delete table inet mesh").unwrap();
-    assert!(wait_until(SOON, || notices(&lab, "ph3", "kernel_repaired") > 0));
+    assert!(wait_until(SOON, || lab.notices("ph3", "kernel_repaired") > 0));
     same(&lab, "after a repair");
     lab.stop_node("ph3").unwrap();
     same(&lab, "after a stop");

@@ -22,7 +22,7 @@ use mesh_proto::{NetworkName, Prefix, api};
 
 use super::event::{LocalNetwork, Now, Output};
 use super::host::egress_mark;
-use super::{Control, rib};
+use super::{Control, kernel, rib};
 use crate::config::EgressChoice;
 use crate::notice::Notice;
 
@@ -56,6 +56,27 @@ pub struct FlowWatch {
     pub own: Vec<Prefix>,
     /// Sources of those of its own VMs that leave "local": their connections stay, drained or not, and do not count.
     pub stay: Vec<Prefix>,
+}
+
+/// Tracked connections that end with a drain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forget {
+    /// Egress mark of the network.
+    pub mark: u32,
+    /// Sources of this host's own VMs that leave without the TUN. Their TCP connections were not seen by those who reset: the kernel
+    /// answers their next packet with a RST (see `host::ruleset`), and needs the entry for that.
+    pub unmapped: Vec<Prefix>,
+    /// This host's own VMs leave by it, drained or not: these sources stay.
+    pub stay: Vec<Prefix>,
+}
+
+impl Forget {
+    /// Whether a connection is one of them.
+    pub fn has(&self, source: IpAddr, protocol: u8) -> bool {
+        let within = |all: &[Prefix]| all.iter().any(|prefix| prefix.contains(source));
+        let reset = protocol == transport::TCP && within(&self.unmapped);
+        !(within(&self.stay) || reset)
+    }
 }
 
 /// Connections in progress.
@@ -317,12 +338,7 @@ impl Control {
         };
         if let Some(Stop::Asked { .. }) = self.offers.drain.stop {
             match count {
-                Some(FlowCount { others, .. }) if others > 0 => {
-                    self.offers.drain.stop = Some(Stop::HandsOver);
-                    self.tell(Notice::EgressHandover { count: others });
-                    self.begin_drain(STOP_DEADLINE, now);
-                    self.announce(false, now);
-                }
+                Some(FlowCount { others, .. }) if others > 0 => self.hand_over(Some(others), now),
                 _ => self.gone(Duration::ZERO),
             }
         }
@@ -344,14 +360,15 @@ impl Control {
         if let Some(Stop::Asked { until }) = self.offers.drain.stop
             && until <= now.mono
         {
-            self.gone(Duration::ZERO);
+            // so many that they are not counted in time: they are there
+            self.hand_over(None, now);
         }
         match &mut self.offers.drain.state {
             State::Draining { until, .. } if *until <= now.mono => self.drained(now),
             State::Drained { forget } if forget.is_some_and(|at| at <= now.mono) => {
                 *forget = None;
-                let marks = self.marks_to_forget();
-                self.outputs.push_back(Output::ForgetFlows(marks));
+                let forget = self.to_forget();
+                self.outputs.push_back(Output::ForgetFlows(forget));
             }
             _ => {}
         }
@@ -366,6 +383,14 @@ impl Control {
         };
         self.offers.drain.state = State::Draining { since, until, until_unix_ms, left };
         self.outputs.push_back(Output::CountFlows(Some(self.flow_watch())));
+    }
+
+    /// The node stops once its flows have ended, or are taken over.
+    fn hand_over(&mut self, count: Option<u64>, now: Now) {
+        self.offers.drain.stop = Some(Stop::HandsOver);
+        self.tell(Notice::EgressHandover { count });
+        self.begin_drain(STOP_DEADLINE, now);
+        self.announce(false, now);
     }
 
     fn drained(&mut self, now: Now) {
@@ -420,10 +445,6 @@ impl Control {
 
     fn flow_watch(&self) -> FlowWatch {
         let marks = self.shared_networks().map(|n| egress_mark(n.ix.0)).collect();
-        let sources = |n: &LocalNetwork| -> Vec<Prefix> {
-            let maps = n.maps.iter().flat_map(|(local, mesh)| [*local, *mesh]);
-            maps.chain(n.announce.iter().map(|a| a.prefix)).collect()
-        };
         let (stay, own): (Vec<_>, Vec<_>) = self.local.networks.iter().partition(|n| self.leaves_local(n));
         FlowWatch {
             marks,
@@ -442,8 +463,19 @@ impl Control {
         network.egress == EgressChoice::Local || self.roles.has_fallen_back(&network.name)
     }
 
-    /// Marks of which nothing is in progress any more.
-    fn marks_to_forget(&self) -> Vec<u32> {
-        self.shared_networks().filter(|n| !self.leaves_local(n)).map(|n| egress_mark(n.ix.0)).collect()
+    /// What is not in progress any more.
+    fn to_forget(&self) -> Vec<Forget> {
+        let one = |network: &LocalNetwork| Forget {
+            mark: egress_mark(network.ix.0),
+            unmapped: kernel::unmapped(network),
+            stay: if self.leaves_local(network) { sources(network) } else { Vec::new() },
+        };
+        self.shared_networks().map(one).collect()
     }
+}
+
+/// Of a network's own VMs, before and after mapping.
+fn sources(network: &LocalNetwork) -> Vec<Prefix> {
+    let maps = network.maps.iter().flat_map(|(local, mesh)| [*local, *mesh]);
+    maps.chain(network.announce.iter().map(|a| a.prefix)).collect()
 }

@@ -12,7 +12,7 @@ use mesh_proto::trace::{TraceReply, TraceRequest};
 use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use super::Trust;
-use super::drain::{FlowCount, FlowWatch};
+use super::drain::{FlowCount, FlowWatch, Forget};
 use super::host::HostState;
 use super::liveness::{Change, ProbeParams};
 use super::uplink::Report;
@@ -200,6 +200,8 @@ pub enum Input {
     },
     /// This node did not run for so long: meanwhile its kernel carried nothing for others.
     LeaseLost(Duration),
+    /// The lease of this node's egress roles can be renewed, or not and why; told when that has changed.
+    LeaseRenewed(Result<(), String>),
     /// A packet wanted to go to a peer without a tunnel.
     Wanted(PeerIx),
     /// Addresses of the host have changed.
@@ -298,7 +300,7 @@ pub enum Output {
     /// Count tracked connections, time and again; none: no longer.
     CountFlows(Option<FlowWatch>),
     /// Delete tracked connections with these marks.
-    ForgetFlows(Vec<u32>),
+    ForgetFlows(Vec<Forget>),
     /// Nothing keeps the node from stopping, after this time.
     Gone {
         /// In which packets still pass.

@@ -7,7 +7,7 @@ use mesh_proto::{NodeId, Prefix};
 use rustls_pki_types::UnixTime;
 
 use super::event::LocalNetwork;
-use super::members::{FULL_MESH, Peer};
+use super::members::Peer;
 use super::status::{Live, Traffic};
 use super::{Control, rib};
 use crate::config::EgressChoice;
@@ -73,13 +73,9 @@ impl Control {
     /// How many peers are in each state: what `mesh-ctl peers` lists, counted.
     pub fn peers_by_state(&self) -> [(&'static str, u64); PEER_STATES.len()] {
         let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
-        let configured: BTreeSet<&NodeId> =
-            self.members.seeds.values().filter_map(|s| s.node.as_ref()).collect();
         for (node, peer) in &self.members.peers {
             if !self.members.removed.contains(node) {
-                let full = self.members.peers.len() <= FULL_MESH;
-                let wanted = full || peer.wanted || configured.contains(node);
-                *counts.entry(state(peer, wanted)).or_default() += 1;
+                *counts.entry(state(peer, self.members.wants_tunnel(node))).or_default() += 1;
             }
         }
         for seed in self.members.seeds.values().filter(|s| !s.is_known(&self.members.peers)) {

@@ -1,5 +1,6 @@
 //! From what is known of the mesh to the kernel state this host should have.
 
+use mesh_proto::record::Condition;
 use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use super::egress::Roles;
@@ -8,6 +9,7 @@ use super::event::{LocalNetwork, LocalNode};
 use super::host::lease::Term;
 use super::host::{HostAnnounced, HostEgress, HostNetwork, HostOut, HostState, MeshRoute, OwnEgress};
 use super::members::{FULL_MESH, Members};
+use super::offers::Offers;
 use super::rib;
 use crate::config::EgressChoice;
 
@@ -22,7 +24,7 @@ fn tun_mtu(local: &LocalNode) -> u32 {
 const ON_DEMAND_MTU: u32 = 1160;
 
 /// The whole of it.
-pub fn host_state(local: &LocalNode, members: &Members, roles: &Roles) -> HostState {
+pub fn host_state(local: &LocalNode, members: &Members, roles: &Roles, offers: &Offers) -> HostState {
     let network = |network: &LocalNetwork| {
         let elected = roles.elections(&network.name);
         HostNetwork {
@@ -39,7 +41,7 @@ pub fn host_state(local: &LocalNode, members: &Members, roles: &Roles) -> HostSt
             routes: routes(local, network, members),
             out: out(local, network, members, roles),
             offer: own_egress(local, &network.name).filter(|_| local.identity.grants.egress),
-            own: own(local, network, elected),
+            own: own(local, network, elected, offers),
             expose: local.expose.clone(),
         }
     };
@@ -81,9 +83,12 @@ fn mtu_to(local: &LocalNode, members: &Members, node: &NodeId) -> Option<u32> {
 }
 
 fn out(local: &LocalNode, network: &LocalNetwork, members: &Members, roles: &Roles) -> HostOut {
-    let smallest = |v4: bool| {
-        let here = roles.elections(&network.name).iter().filter(|e| e.destination.is_v4() == v4);
-        here.flat_map(|e| &e.elected).filter_map(|node| mtu_to(local, members, node)).min()
+    // what goes on by one that was elected before has the same route
+    let mtu = |election: &Election| {
+        let elected = election.elected.iter().filter_map(|node| mtu_to(local, members, node)).min()?;
+        let former = election.candidates.iter().filter(|c| c.may_hold_flows);
+        let former = former.filter_map(|c| mtu_to(local, members, &c.node)).min();
+        Some(former.map_or(elected, |former| former.min(elected)))
     };
     let by_this_host = || {
         let masquerade = HostEgress { interface: None, snat: Vec::new() };
@@ -94,12 +99,13 @@ fn out(local: &LocalNode, network: &LocalNetwork, members: &Members, roles: &Rol
         EgressChoice::Local => by_this_host(),
         _ if roles.has_fallen_back(&network.name) => by_this_host(),
         EgressChoice::Nodes(_) | EgressChoice::Auto => {
-            HostOut::Tunnel { mtu4: smallest(true), mtu6: smallest(false) }
+            let elections = roles.elections(&network.name).iter();
+            HostOut::Tunnel { ways: elections.map(|e| (e.destination, mtu(e))).collect() }
         }
     }
 }
 
-fn own(local: &LocalNode, network: &LocalNetwork, elections: &[Election]) -> OwnEgress {
+fn own(local: &LocalNode, network: &LocalNetwork, elections: &[Election], offers: &Offers) -> OwnEgress {
     let by: Vec<(Prefix, bool)> =
         elections.iter().map(|e| (e.destination, e.elected.contains(&local.identity.node))).collect();
     let offered = rib::offer_rules(local, &network.name);
@@ -115,12 +121,18 @@ fn own(local: &LocalNode, network: &LocalNetwork, elections: &[Election]) -> Own
     prefixes.sort();
     prefixes.dedup();
     let leaves = |prefix: Prefix| (prefix, longest(&by, &prefix) && longest(&offered, &prefix));
+    OwnEgress {
+        sources: unmapped(network),
+        destinations: prefixes.into_iter().map(leaves).collect(),
+        ended: offers.drain.condition() == Condition::Drained,
+    }
+}
+
+/// Sources of this host's own VMs that need no TUN to leave by it: it would change nothing of their addresses.
+pub(super) fn unmapped(network: &LocalNetwork) -> Vec<Prefix> {
     let unmapped = network.maps.iter().filter(|(subnet, prefix)| subnet == prefix).map(|(subnet, _)| *subnet);
     let announced = network.announce.iter().filter(|a| !a.internet_own).map(|a| a.prefix);
-    OwnEgress {
-        sources: unmapped.chain(announced).collect(),
-        destinations: prefixes.into_iter().map(leaves).collect(),
-    }
+    unmapped.chain(announced).collect()
 }
 
 fn own_egress(local: &LocalNode, network: &NetworkName) -> Option<HostEgress> {

@@ -119,6 +119,9 @@ pub struct Members {
     pub seeds: BTreeMap<String, Seed>,
     /// Removed by the operator.
     pub removed: BTreeSet<NodeId>,
+    /// Those who may carry this node's networks to the Internet: no packet goes to them before one is elected, and none is before
+    /// its tunnel stands.
+    pub carriers: BTreeSet<NodeId>,
     /// Who is behind a connection.
     pub conns: BTreeMap<ConnId, NodeId>,
     /// The last one of each node, until a good one arrives.
@@ -211,7 +214,7 @@ impl Members {
         let configured = self.seeds.values().any(|s| s.node.as_ref() == Some(node));
         !peer.left
             && !self.removed.contains(node)
-            && (configured || peer.wanted || self.peers.len() <= FULL_MESH)
+            && (configured || peer.wanted || self.carriers.contains(node) || self.peers.len() <= FULL_MESH)
     }
 
     /// Remembers a record that was refused; of a bounded number of nodes.

@@ -243,6 +243,7 @@ impl Control {
                 self.counts.leases_lost += 1;
                 self.tell(Notice::LeaseLost { elapsed_ms: pause.as_millis() as u64 });
             }
+            Input::LeaseRenewed(renewed) => self.lease_renewed(renewed, now),
             Input::Wanted(ix) => {
                 if let Some(peer) =
                     self.members.name(ix).cloned().and_then(|n| self.members.peers.get_mut(&n))

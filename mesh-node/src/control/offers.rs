@@ -18,6 +18,8 @@ use crate::notice::Notice;
 pub struct Offers {
     /// What is known of own uplinks. One that a reload has replaced stays until its successor is known.
     uplinks: BTreeMap<UplinkConfig, Report>,
+    /// Why the lease of all of them cannot be renewed: the kernel drops what it would carry for others.
+    lease_fault: Option<String>,
     /// The operator, or a stop, takes all of them out of use.
     pub drain: Drain,
 }
@@ -27,6 +29,7 @@ impl Offers {
     /// show it, except where it is known to carry by what was asked of it before a reload.
     pub fn condition(&self, offer: &EgressConfig) -> Condition {
         let fault = match self.uplinks.get(&offer.uplink) {
+            _ if self.lease_fault.is_some() => Some((UplinkFault::Kernel, 0)),
             Some(report) => report.fault,
             None if offer.uplink.probe.is_empty() => None,
             None => {
@@ -69,14 +72,29 @@ impl Control {
         }
     }
 
+    pub(super) fn lease_renewed(&mut self, renewed: Result<(), String>, now: Now) {
+        self.offers.lease_fault = renewed.err();
+        if let Some(error) = self.offers.lease_fault.clone() {
+            self.tell(Notice::LeaseNotRenewed { error });
+        }
+        self.announce(false, now);
+    }
+
     /// Each own uplink that does not carry, in words.
     pub(super) fn uplink_reasons(&self) -> Vec<String> {
         let down = self.offers.uplinks.iter().filter(|(_, report)| report.fault.is_some());
-        down.map(|(uplink, report)| {
-            let since = moment(report.since_unix_ms);
-            format!("uplink {}: {} since {since}: this node carries no egress", uplink.interface, report.text)
-        })
-        .collect()
+        let lease = self.offers.lease_fault.iter().map(|error| {
+            format!("the kernel carries no egress for others: the lease cannot be renewed: {error}; is the device lo up?")
+        });
+        lease
+            .chain(down.map(|(uplink, report)| {
+                let since = moment(report.since_unix_ms);
+                format!(
+                    "uplink {}: {} since {since}: this node carries no egress",
+                    uplink.interface, report.text
+                )
+            }))
+            .collect()
     }
 
     /// Whether each probed target answers; one that several uplinks ask answers where all of them say so.

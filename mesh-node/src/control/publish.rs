@@ -31,7 +31,7 @@ impl Control {
             self.outputs.push_back(Output::Publish { networks, tunnels });
         }
         self.probe();
-        let host = kernel::host_state(&self.local, &self.members, &self.roles);
+        let host = kernel::host_state(&self.local, &self.members, &self.roles, &self.offers);
         if *self.published.2 != host {
             self.published.2 = Arc::new(host);
             self.outputs.push_back(Output::SyncHost(self.published.2.clone()));

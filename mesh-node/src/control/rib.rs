@@ -166,7 +166,6 @@ pub fn network_spec(
         egress: elections
             .iter()
             .map(|e| (e.destination, e.elected.iter().filter_map(spread).collect::<Vec<EgressVia>>()))
-            .filter(|(_, via)| !via.is_empty())
             .collect(),
         egress_holds: elections.iter().flat_map(holds).collect(),
         egress_drained: drained.into_iter().filter_map(via).collect(),

@@ -158,6 +158,12 @@ impl Lanes {
         }
     }
 
+    /// The node stops: nothing that still comes by a lane may reach VMs whose way back is gone.
+    pub(super) fn close(&mut self) {
+        let all: Vec<ConnId> = self.sessions.keys().copied().collect();
+        all.into_iter().for_each(|conn| self.closed(conn));
+    }
+
     /// What an operator is told of a tunnel's lane; `None`: its packets travel as DATAGRAM frames of the connection.
     pub(super) fn figures(&self, conn: ConnId) -> Option<LaneFigures> {
         let session = self.sessions.get(&conn)?;

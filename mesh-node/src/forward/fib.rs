@@ -60,8 +60,8 @@ pub struct NetworkSpec {
     pub gateways: Vec<IpAddr>,
     /// Mesh prefixes and announced prefixes of other nodes: the owner of each.
     pub routes: Vec<(Prefix, PeerIx)>,
-    /// Elected egress per destination prefix (longest match): where new flows go. Never an empty list; more than one where
-    /// flows are spread.
+    /// Elected egress per destination prefix (longest match): where new flows go. An empty list: nobody carries it, it is
+    /// refused. More than one where flows are spread.
     pub egress: Vec<(Prefix, Vec<EgressVia>)>,
     /// Egress whose flows to a destination prefix stay where they are while in progress, elected or not: it carries there.
     pub egress_holds: Vec<(Prefix, Egress)>,
@@ -136,7 +136,8 @@ impl NetworkFib {
         let to_mesh = spec.maps.iter().filter_map(|&(local, mesh)| Mapping::new(local, mesh)).collect();
         let to_local = spec.maps.iter().filter_map(|&(local, mesh)| Mapping::new(mesh, local)).collect();
         let mut egress = Lpm::default();
-        for (place, (prefix, _)) in spec.egress.iter().enumerate().filter(|(_, (_, via))| !via.is_empty()) {
+        // also those for which nobody is elected: their packets do not leave by who carries a shorter prefix
+        for (place, (prefix, _)) in spec.egress.iter().enumerate() {
             egress.insert(*prefix, place as u32);
         }
         let offer = Lpm::of(&spec.offer);

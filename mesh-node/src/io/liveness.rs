@@ -5,10 +5,12 @@
 //! ```text
 //!  reader task of a connection --Heard--> thread --probe--> quinn      (DATAGRAM frames, beside packets)
 //!  control loop ---Want, Keep---------->    |---renewal--> kernel    (see `control::host::lease`)
-//!                                           +--Input::Liveness, LeaseLost--> control loop
+//!                                           +--Input::Liveness, LeaseLost, LeaseRenewed--> control loop
+//!                                           <---------- Question, answered (`pulse`) ---->
 //! ```
 //!
-//! The lease of this node's own egress roles is renewed here as well: it must end when our probes do.
+//! The lease of this node's own egress roles is renewed here as well: it must end when our probes do. Both end when the control
+//! loop hangs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use self::pulse::Pulse;
 use super::host::lease::Renewals;
 use super::notices::tell;
 use super::quic::connection::Event;
@@ -33,6 +36,8 @@ use crate::control::event::{ConnId, Input};
 use crate::control::host::lease::{Keeper, Lease};
 use crate::control::liveness::{Change, HeardBy, Judgement, ProbeParams, Session};
 use crate::notice::Notice;
+
+pub mod pulse;
 
 /// Longest sleep without a session: nothing is missed, since every message wakes.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -123,9 +128,12 @@ impl Prober {
             renewals: Renewals::default(),
             lease_untold: None,
             renewal_failed: false,
+            renewal_untold: None,
             runtime: Handle::current(),
             hearing,
             waits: false,
+            pulse: Pulse::new(Instant::now()),
+            hangs: false,
             turns: None,
             read_by: None,
             rng: SmallRng::seed_from_u64(super::chance()),
@@ -196,12 +204,17 @@ struct Thread {
     renewals: Renewals,
     /// A loss of the lease that has not been told yet.
     lease_untold: Option<Duration>,
-    /// Told, and not to be told again before it works.
+    /// The last renewal failed.
     renewal_failed: bool,
+    /// That this has changed has not been told yet.
+    renewal_untold: Option<Result<(), String>>,
     runtime: Handle,
     hearing: Arc<Hearing>,
     /// Somebody is overdue, and not called silent yet.
     waits: bool,
+    pulse: Pulse,
+    /// The control loop does: nothing is sent, and nothing renewed, in its name.
+    hangs: bool,
     /// The turns that the runtime takes before anybody is called silent, and when it was asked to. This thread may be the first to run
     /// again after a pause of the whole process: what lies in the socket then is no silence.
     turns: Option<(Instant, JoinHandle<()>)>,
@@ -226,6 +239,7 @@ impl Thread {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            self.feel_pulse(Instant::now());
             self.renew(Instant::now());
             self.due(Instant::now());
         }
@@ -237,7 +251,8 @@ impl Thread {
             let session = tunnel.session.as_ref().map(Session::poll_timeout);
             retry.into_iter().chain(session).min()
         });
-        let retry = self.lease_untold.map(|_| now + RETRY);
+        let untold = self.lease_untold.is_some() || self.renewal_untold.is_some();
+        let retry = untold.then(|| now + RETRY);
         let due = due.map(|at| if self.waits { at.max(now + LOOK) } else { at });
         due.chain(self.keeper.poll_timeout()).chain(retry).min().unwrap_or(now + IDLE)
     }
@@ -253,7 +268,12 @@ impl Thread {
                 self.wanted = wanted;
                 self.adapt();
             }
-            Message::Keep { lease } => self.keeper.keep(lease, Instant::now()),
+            Message::Keep { lease } => {
+                if lease.marks.is_empty() && std::mem::take(&mut self.renewal_failed) {
+                    self.renewal_untold = Some(Ok(()));
+                }
+                self.keeper.keep(lease, Instant::now());
+            }
             Message::Probed { conn, heard, probe, at } => {
                 heard.waiting.fetch_sub(1, Relaxed);
                 let Some(tunnel) = self.sessions.get_mut(&conn) else { return };
@@ -279,6 +299,10 @@ impl Thread {
             let has = tunnel.session.as_ref().map(Session::params);
             match self.wanted.get(conn) {
                 Some(wanted) if has != Some(*wanted) => {
+                    // the other side must not take the new beginning for a failure
+                    if let Some(mut former) = tunnel.session.take() {
+                        send(&tunnel.connection, &former.farewell());
+                    }
                     tunnel.session = Some(Session::new(conn.0 as u32, *wanted, now));
                     tunnel.ours = true;
                 }
@@ -294,24 +318,51 @@ impl Thread {
         }
     }
 
+    /// Of an egress node's control loop: others rely on what it knows.
+    fn feel_pulse(&mut self, now: Instant) {
+        if self.keeper.poll_timeout().is_none() {
+            self.hangs = false;
+            return;
+        }
+        if let Some(question) = self.pulse.poll_question(now)
+            && let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(Event::Pulse(question))
+        {
+            self.pulse.not_delivered();
+        }
+        let hangs = self.pulse.is_lost(now);
+        if hangs && !self.hangs {
+            tell(Notice::ControlStuck {});
+        }
+        self.hangs = hangs;
+    }
+
     fn renew(&mut self, now: Instant) {
-        if let Some(marks) = self.keeper.poll_renewal(now) {
+        if let Some(marks) = self.keeper.poll_renewal(now)
+            && !self.hangs
+        {
             match self.renewals.renew(marks) {
                 Ok(renewed) => {
-                    self.renewal_failed = false;
+                    if std::mem::take(&mut self.renewal_failed) {
+                        self.renewal_untold = Some(Ok(()));
+                    }
                     self.lease_untold = self.keeper.handle_renewed(renewed, now).or(self.lease_untold);
                 }
                 Err(error) if !self.renewal_failed => {
                     self.renewal_failed = true;
-                    tell(Notice::LeaseNotRenewed { error: error.to_string() });
+                    self.renewal_untold = Some(Err(error.to_string()));
                 }
                 Err(_) => {}
             }
         }
-        let Some(pause) = self.lease_untold.take() else { return };
-        let input = Input::LeaseLost(pause);
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(Event::Input(input)) {
-            self.lease_untold = Some(pause);
+        if let Some(pause) = self.lease_untold
+            && told(&self.events, Input::LeaseLost(pause))
+        {
+            self.lease_untold = None;
+        }
+        if let Some(renewed) = self.renewal_untold.take()
+            && !told(&self.events, Input::LeaseRenewed(renewed.clone()))
+        {
+            self.renewal_untold = Some(renewed);
         }
     }
 
@@ -331,13 +382,15 @@ impl Thread {
                     Some(Judgement::Deaf) => self.waits = true,
                     None => {}
                 }
-                if let Some(probe) = session.poll_transmit(now, &mut self.rng) {
+                if let Some(probe) = session.poll_transmit(now, &mut self.rng)
+                    && !self.hangs
+                {
                     send(&tunnel.connection, &probe);
                 }
             }
             let Some(change) = tunnel.untold.take() else { continue };
             let input = Input::Liveness { conn: *conn, change };
-            if let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(Event::Input(input)) {
+            if !told(&self.events, input) {
                 tunnel.untold = Some(change);
             }
         }
@@ -351,6 +404,11 @@ impl Thread {
             self.turns = Some((now, turns));
         }
     }
+}
+
+/// Whether the control loop has taken it; a full one is told again.
+fn told(events: &mpsc::Sender<Event>, input: Input) -> bool {
+    !matches!(events.try_send(Event::Input(input)), Err(mpsc::error::TrySendError::Full(_)))
 }
 
 /// A full buffer gives its oldest packet for it: a probe that waits is a false alarm.

@@ -175,7 +175,7 @@ notices! {
         remedy "`mesh-ctl egress resume` undoes it";
 
     /// The node stops, and other nodes' VMs leave by it: they go to the standby first.
-    EgressHandover { count: u64 }
+    EgressHandover { count: Option<u64> }
         is "egress_handover", Info, Free;
         says "flows are handed over before the node stops";
         remedy "";
@@ -321,6 +321,13 @@ notices! {
         is "egress_held_down", Warn, Each;
         says "an egress node that flaps is held down";
         remedy "look at that node's uplink and the path to it; `mesh-ctl egress use` takes it all the same";
+
+    /// A part of this node hangs which decides on everything: it would not learn of a dead uplink, so that its egress role is given up.
+    /// Those who use it move to a standby.
+    ControlStuck {}
+        is "control_stuck", Error, Free;
+        says "egress for others is suspended: the control loop does not turn";
+        remedy "restart mesh-node if it stays so, and report it with the lines before";
 
     /// This node did not run for so long that the kernel stopped to carry for others, by itself: their nodes heard no probes, and
     /// have moved their flows to a standby where there was one. It carries again.

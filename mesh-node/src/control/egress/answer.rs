@@ -187,6 +187,9 @@ impl Control {
             Standing::UplinkDown(UplinkFault::Probe) => {
                 "has an uplink that does not carry: its probes are not answered"
             }
+            Standing::UplinkDown(UplinkFault::Kernel) => {
+                "cannot keep its kernel carrying for others: see its own `mesh-ctl status`"
+            }
             Standing::Silent => "has a tunnel that is up, and does not answer probes",
             Standing::Down(Absence::Left) => "has stopped politely",
             Standing::Down(Absence::NoOffer) => "offers no egress for this network",

@@ -22,6 +22,8 @@ pub struct Candidate {
     pub carried: Instant,
     /// It has carried, and then been missing or broken, since this node started.
     pub failed: bool,
+    /// It carries, and was elected for something not long ago: flows in progress may have stayed with it.
+    pub may_hold_flows: bool,
     /// Lower is preferred where flows are spread.
     pub priority: u32,
     /// When its hold-down ends, milliseconds since 1970; while there is one.

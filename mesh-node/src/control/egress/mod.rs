@@ -90,6 +90,8 @@ impl Control {
             roles.elect_for(&scene, network, counts, &mut told);
         }
         roles.keep(|name| local.networks.iter().any(|n| n.name == *name));
+        members.carriers =
+            roles.all().flat_map(|(_, election)| &election.candidates).map(|c| c.node.clone()).collect();
         outputs.extend(told.into_iter().map(Output::Tell));
     }
 }
@@ -179,6 +181,7 @@ impl Roles {
                 since: track.since,
                 carried: track.carried,
                 failed: track.failed,
+                may_hold_flows: track.may_hold_flows(now),
                 priority: sight.priority,
                 held_until_unix_ms: track.held_until_unix_ms,
             })
@@ -213,6 +216,11 @@ impl Roles {
         let vanished: Vec<Election> = vanished.map(nobody).collect();
         let mut why = None;
         for election in elections.iter().chain(&vanished) {
+            for node in &election.elected {
+                if let Some(track) = self.tracks.get_mut(&(name.clone(), node.clone())) {
+                    track.is_elected(now);
+                }
+            }
             let post = self.posts.entry((name.clone(), election.destination)).or_default();
             let forced = self.used.get(name);
             let Some(change) = post.give(election, forced, falls_back, now) else { continue };

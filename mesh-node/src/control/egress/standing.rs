@@ -45,13 +45,14 @@ pub enum Standing {
 
 impl Standing {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Alive,
         Self::HeldDown,
         Self::Draining,
         Self::Drained,
         Self::UplinkDown(UplinkFault::Link),
         Self::UplinkDown(UplinkFault::Probe),
+        Self::UplinkDown(UplinkFault::Kernel),
         Self::Silent,
         Self::Down(Absence::Tunnel),
         Self::Down(Absence::Left),
@@ -81,6 +82,9 @@ impl Standing {
         matches!(self, Self::Silent | Self::UplinkDown(_) | Self::Down(Absence::Tunnel))
     }
 }
+
+/// The longest that a flow stays without a packet: an idle TCP connection (see `forward::flows`).
+const FLOW_LIFE: Duration = Duration::from_secs(7440);
 
 /// A node as it is seen at a moment.
 #[derive(Debug, Clone)]
@@ -142,7 +146,10 @@ pub(super) fn look(
             let offer = offers.get(node).copied();
             let known = offer.or_else(|| last_word(node));
             let (standing, ago) = match *node == local.identity.node {
-                true => (offer.map_or(Standing::Down(Absence::NoOffer), of_offer), Duration::ZERO),
+                true => (
+                    offer.map_or(Standing::Down(Absence::NoOffer), of_offer),
+                    known.map_or(Duration::ZERO, ago),
+                ),
                 false => of_peer(members.peers.get(node), offer, now),
             };
             let priority = known.map_or(u32::MAX, |offer| offer.priority);
@@ -161,21 +168,28 @@ fn of_offer(offer: &EgressOffer) -> Standing {
     }
 }
 
+/// How long ago the last proof was that it carries, by its own word.
+fn ago(offer: &EgressOffer) -> Duration {
+    match offer.condition {
+        Condition::UplinkDown { for_ms, .. } => Duration::from_millis(for_ms.into()),
+        Condition::Healthy | Condition::Draining | Condition::Drained => Duration::ZERO,
+    }
+}
+
 /// With how long it has carried nothing, as far as that is known.
 fn of_peer(peer: Option<&Peer>, offer: Option<&EgressOffer>, now: Now) -> (Standing, Duration) {
     let Some(peer) = peer else { return (Standing::Down(Absence::Tunnel), Duration::ZERO) };
+    // its tunnel may be back before its new record: what it said on leaving is over
+    let said_goodbye = peer.record.as_ref().is_some_and(|record| record.record.leaving);
     let standing = match (&peer.tunnel, offer) {
-        _ if peer.left => Standing::Down(Absence::Left),
+        _ if peer.left || said_goodbye => Standing::Down(Absence::Left),
         (None, _) => Standing::Down(Absence::Tunnel),
         (Some(_), None) => Standing::Down(Absence::NoOffer),
         (Some(tunnel), Some(offer)) => match (tunnel.silent, offer.condition) {
             (Some(since), _) => {
                 return (Standing::Silent, now.mono.saturating_duration_since(since));
             }
-            (None, Condition::UplinkDown { fault, for_ms }) => {
-                return (Standing::UplinkDown(fault), Duration::from_millis(for_ms.into()));
-            }
-            (None, _) => of_offer(offer),
+            (None, _) => return (of_offer(offer), ago(offer)),
         },
     };
     (standing, Duration::ZERO)
@@ -195,6 +209,8 @@ pub(super) struct Track {
     pub(super) held_until_unix_ms: Option<u64>,
     /// It has carried since this node started.
     ever: bool,
+    /// When it was elected last, for whatever destination; not before it failed last.
+    elected: Option<Instant>,
     damping: Damping,
 }
 
@@ -207,6 +223,7 @@ impl Track {
             carried: now.mono,
             failed: false,
             ever: sight.standing.carries(),
+            elected: None,
             held_until_unix_ms: None,
             damping: Damping::default(),
         }
@@ -229,11 +246,28 @@ impl Track {
             self.carried = now.mono.checked_sub(ago).unwrap_or(now.mono);
         }
         self.ever |= standing.carries();
-        // whoever is drained and resumed was called back by its operator, and takes its place again
-        self.failed |= self.ever && !standing.carries() && standing != Standing::Drained;
+        // whoever is drained and resumed was called back by its operator, and takes its place again, whatever was in between
+        let resumed = matches!(self.standing, Standing::Draining | Standing::Drained)
+            && matches!(standing, Standing::Alive | Standing::HeldDown);
+        let missing = !standing.carries() && standing != Standing::Drained;
+        self.failed = (self.failed && !resumed) || (self.ever && missing);
+        if !standing.carries() {
+            self.elected = None;
+        }
         self.standing = standing;
         self.since = now;
         hold
+    }
+
+    /// It is elected at this moment.
+    pub(super) fn is_elected(&mut self, now: Now) {
+        self.elected = Some(now.mono);
+    }
+
+    /// Flows that began while it was elected may be in progress.
+    pub(super) fn may_hold_flows(&self, now: Now) -> bool {
+        self.standing.carries()
+            && self.elected.is_some_and(|at| now.mono.saturating_duration_since(at) < FLOW_LIFE)
     }
 
     /// When its hold-down ends, if one keeps it from its role.

@@ -16,6 +16,7 @@ pub mod ruleset;
 pub mod sysctls;
 #[cfg(test)]
 mod tests;
+pub mod ways;
 
 /// Route and rule protocol number of everything of ours (rtnetlink `RTPROT_*`; 171 is not assigned).
 pub const PROTOCOL: u8 = 171;
@@ -141,12 +142,11 @@ pub struct HostEgress {
 pub enum HostOut {
     /// Refused: `unreachable default`.
     None,
-    /// Into the TUN while an egress node is chosen: route MTU per family (`None`: family has no egress now).
+    /// Into the TUN, where an egress node is elected: by destination the route's MTU (`None`: nobody is, it is refused). A default
+    /// route that is not among them is refused.
     Tunnel {
-        /// IPv4.
-        mtu4: Option<u32>,
-        /// IPv6.
-        mtu6: Option<u32>,
+        /// No destination twice.
+        ways: Vec<(Prefix, Option<u32>)>,
     },
     /// SNAT on this host, without the TUN.
     Local(HostEgress),
@@ -161,6 +161,8 @@ pub struct OwnEgress {
     pub sources: Vec<Prefix>,
     /// Whether it leaves here, by longest match of the destination.
     pub destinations: Vec<(Prefix, bool)>,
+    /// This host is drained: what is still in progress has outlived it.
+    pub ended: bool,
 }
 
 impl OwnEgress {
@@ -212,6 +214,21 @@ impl HostNetwork {
         self.subnets.iter().map(|(_, gateway)| *gateway).find(|gateway| gateway.is_ipv4() == v4)
     }
 
+    /// The destinations of a family that are decided on, and the MTU of their way into the TUN (`None`: refused), the longest
+    /// prefix first. The last one is the default route; none where the segment leaves by this host.
+    pub fn ways(&self, v4: bool) -> Vec<(Prefix, Option<u32>)> {
+        let mut ways = match &self.out {
+            HostOut::Local(_) => return Vec::new(),
+            HostOut::None => Vec::new(),
+            HostOut::Tunnel { ways } => ways.iter().filter(|(to, _)| to.is_v4() == v4).copied().collect(),
+        };
+        if !ways.iter().any(|(to, _)| to.len() == 0) {
+            ways.push((Prefix::default_route(v4), None));
+        }
+        ways.sort_by_key(|(to, _)| (std::cmp::Reverse(to.len()), *to));
+        ways
+    }
+
     /// What leaves to the Internet by this host: for others, and for its own segment.
     pub fn egresses(&self) -> impl Iterator<Item = &HostEgress> {
         let local = match &self.out {
@@ -220,11 +237,4 @@ impl HostNetwork {
         };
         self.offer.iter().chain(local)
     }
-}
-
-/// Whether flows by one of these ways to the Internet cannot go on: fewer ways like it are left. One that is only added, as when
-/// an egress node falls back to itself, ends no flow of others.
-pub fn loses_way(before: &[HostEgress], now: &[HostEgress]) -> bool {
-    let count = |ways: &[HostEgress], way: &HostEgress| ways.iter().filter(|other| *other == way).count();
-    before.iter().any(|way| count(now, way) < count(before, way))
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use mesh_proto::Prefix;
 
-use super::{BASE_TABLE, HostNetwork, HostOut, HostState};
+use super::{BASE_TABLE, HostNetwork, HostState};
 
 /// Metric of every refusal: the largest that leaves room, so that any real route wins.
 pub const REFUSAL_METRIC: u32 = 4_278_198_272;
@@ -105,12 +105,15 @@ pub fn routes(state: &HostState) -> Vec<Route> {
         for announced in &network.announced {
             table.send(inner, announced.prefix, &network.segment, announced.via, network, None);
         }
-        if let HostOut::Tunnel { mtu4, mtu6 } = network.out {
-            let defaults = [(true, mtu4), (false, mtu6.map(|mtu| mtu.max(MIN_MTU_V6)))];
-            for (v4, mtu) in
-                defaults.into_iter().filter(|(v4, mtu)| mtu.is_some() && network.uses_family(*v4))
-            {
-                table.send(out, Prefix::default_route(v4), &network.tun, None, network, mtu);
+        for v4 in families.iter().filter(|v4| network.uses_family(**v4)) {
+            for (to, mtu) in network.ways(*v4) {
+                match mtu {
+                    Some(mtu) => {
+                        let mtu = if to.is_v4() { mtu } else { mtu.max(MIN_MTU_V6) };
+                        table.send(out, to, &network.tun, None, network, Some(mtu));
+                    }
+                    None => table.refuse(out, to),
+                }
             }
         }
     }

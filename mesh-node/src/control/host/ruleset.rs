@@ -73,6 +73,9 @@ fn write_table(out: &mut String, state: &HostState) -> std::fmt::Result {
     for network in state.networks.iter().filter(|network| !network.own.sources.is_empty()) {
         own_chain(out, network)?;
     }
+    for network in state.networks.iter().filter(|network| refuses(network, true) || refuses(network, false)) {
+        closed_chain(out, network)?;
+    }
     chain(out, "pre", "filter hook prerouting priority mangle", |lines| {
         state.networks.iter().for_each(|network| mark_lines(lines, state, network));
     })?;
@@ -135,17 +138,13 @@ fn mark_lines(lines: &mut Vec<String>, state: &HostState, network: &HostNetwork)
             let behind = braced(subnets.iter().copied().chain(announced).collect());
             lines.push(format!("iifname {tun} ct direction original {ip} daddr != {behind} {mark}"));
         }
-        let closed = match &network.out {
-            HostOut::None => true,
-            HostOut::Tunnel { mtu4, mtu6 } => if v4 { mtu4 } else { mtu6 }.is_none(),
-            HostOut::Local(_) => false,
-        };
-        if closed && !subnets.is_empty() {
+        if refuses(network, v4) && !subnets.is_empty() {
             // the refusal itself is a route's: it answers with ICMP, and stands without this table
             lines.push(format!(
                 "iifname {seg} {ip} saddr {from} {ip} daddr != @all{number} fib daddr type != {{ local, broadcast, \
-                 multicast }} counter name no_egress",
+                 multicast }} jump closed{slot}",
                 from = braced(subnets.clone()),
+                slot = network.slot,
             ));
         }
         let own: Vec<Prefix> = network.own.sources.iter().copied().filter(of_family).collect();
@@ -202,6 +201,24 @@ fn own_chain(out: &mut String, network: &HostNetwork) -> std::fmt::Result {
     writeln!(out, "\t}}")
 }
 
+/// Whether anything of a family that would leave is refused for want of an egress node.
+fn refuses(network: &HostNetwork, v4: bool) -> bool {
+    network.uses_family(v4) && network.ways(v4).iter().any(|(_, mtu)| mtu.is_none())
+}
+
+/// Counts what is refused. The longest prefix decides.
+fn closed_chain(out: &mut String, network: &HostNetwork) -> std::fmt::Result {
+    writeln!(out, "\tchain closed{} {{", network.slot)?;
+    for v4 in [true, false].into_iter().filter(|v4| refuses(network, *v4)) {
+        let ip = if v4 { "ip" } else { "ip6" };
+        for (to, mtu) in network.ways(v4) {
+            let counted = if mtu.is_none() { "counter name no_egress " } else { "" };
+            writeln!(out, "\t\t{ip} daddr {to} {counted}return")?;
+        }
+    }
+    writeln!(out, "\t}}")
+}
+
 /// Replies of a marked flow carry its mark back; so do the ICMP errors about it.
 fn reply_line(network: &HostNetwork) -> String {
     let mark = egress_mark(network.slot);
@@ -216,6 +233,7 @@ fn forward_lines(lines: &mut Vec<String>, state: &HostState) {
     for network in &state.networks {
         let tun = quoted(&network.tun);
         lease::forward_lines(lines, network, &tun);
+        ended_lines(lines, network);
         // `rt mtu` takes the smaller of both directions' routes: one rule each way clamps SYN and SYN-ACK.
         for side in ["oifname", "iifname"] {
             lines.push(format!("{side} {tun} tcp flags syn tcp option maxseg size set rt mtu"));
@@ -226,6 +244,23 @@ fn forward_lines(lines: &mut Vec<String>, state: &HostState) {
         for (ip, number) in [("ip", 4), ("ip6", 6)] {
             let up = quoted(&uplink);
             lines.push(format!("iifname {up} {ip} saddr @mesh{number} counter name spoofed drop"));
+        }
+    }
+}
+
+/// TCP of own VMs that has outlived a drain, and that no other node saw, ends with its next packet. What the server sends still
+/// gets through: the VM answers, and hears of it. Its own RST is for the server, and a SYN begins something new.
+fn ended_lines(lines: &mut Vec<String>, network: &HostNetwork) {
+    let (seg, mark) = (quoted(&network.segment), egress_mark(network.slot));
+    for (v4, ip) in [(true, "ip"), (false, "ip6")] {
+        let own = network.own.sources.iter().copied().filter(|prefix| prefix.is_v4() == v4);
+        let own: Vec<Prefix> = own.filter(|_| network.own.ended).collect();
+        if !own.is_empty() {
+            lines.push(format!(
+                "iifname {seg} {ip} saddr {from} ct direction original ct mark & {MARK_MASK:#010x} == {mark:#010x} \
+                 tcp flags & (syn | rst) == 0x0 reject with tcp reset",
+                from = braced(own),
+            ));
         }
     }
 }
@@ -252,10 +287,11 @@ fn narrow_lines(lines: &mut Vec<String>, network: &HostNetwork) {
     for (mtu, prefixes) in narrow {
         clamp(&braced(prefixes), mtu);
     }
-    if let HostOut::Tunnel { mtu6: Some(mtu), .. } = network.out
-        && mtu < MIN_MTU_V6
-    {
-        clamp("!= @all6", mtu);
+    for (to, mtu) in network.ways(false).into_iter().rev() {
+        if let Some(mtu) = mtu.filter(|mtu| *mtu < MIN_MTU_V6) {
+            // the default route comes first, and what is narrower changes it
+            clamp(&if to.len() == 0 { "!= @all6".to_owned() } else { to.to_string() }, mtu);
+        }
     }
 }
 

@@ -43,7 +43,7 @@ fn state() -> HostState {
                     route("203.0.113.14/32", Some(1400), false),
                     route("203.0.113.16/29", Some(1400), false),
                 ],
-                out: HostOut::Tunnel { mtu4: Some(1380), mtu6: None },
+                out: HostOut::Tunnel { ways: vec![(Prefix::default_route(true), Some(1380))] },
                 offer: Some(HostEgress {
                     interface: Some("eth0".into()),
                     snat: vec!["198.51.100.11".parse().unwrap()],
@@ -400,19 +400,38 @@ proptest! {
 }
 
 #[test]
-fn flows_are_forgotten_when_a_way_is_lost_and_not_when_one_is_added() {
-    let way = |snat: &str| HostEgress { interface: Some("wan0".into()), snat: vec![snat.parse().unwrap()] };
-    let (one, other) = (way("198.51.100.11"), way("198.51.100.12"));
-    for (before, now, lost) in [
-        (vec![one.clone()], vec![one.clone()], false),
-        // an egress node falls back to itself, and stops to
-        (vec![one.clone()], vec![one.clone(), one.clone()], false),
-        (vec![one.clone(), one.clone()], vec![one.clone()], true),
-        // another address; the role is lost
-        (vec![one.clone()], vec![other.clone()], true),
-        (vec![one.clone(), other], vec![one.clone()], true),
-        (vec![one], vec![], true),
-    ] {
-        assert_eq!(loses_way(&before, &now), lost, "{before:?} {now:?}");
-    }
+fn a_destination_with_nobody_is_refused_whoever_carries_a_shorter_one() {
+    let mut state = state();
+    let (narrow, wide) = (p("198.18.0.0/15"), Prefix::default_route(true));
+    let kinds = |state: &HostState| {
+        let out = routes(state).into_iter().filter(|route| route.table == 5503);
+        let out = out.filter(|route| [narrow, wide].contains(&route.prefix));
+        out.map(|route| (route.prefix, route.kind == RouteKind::Unreachable)).collect::<Vec<_>>()
+    };
+    state.networks[0].out = HostOut::Tunnel { ways: vec![(wide, Some(1380)), (narrow, None)] };
+    let mut all = kinds(&state);
+    all.sort();
+    assert_eq!(all, [(wide, false), (wide, true), (narrow, true)]);
+    let text = ruleset(&state);
+    assert!(text.contains("jump closed0"), "{text}");
+    assert!(
+        text.contains(
+            "\t\tip daddr 198.18.0.0/15 counter name no_egress return\n\t\tip daddr 0.0.0.0/0 return\n"
+        ),
+        "{text}"
+    );
+    // and the other way round
+    state.networks[0].out = HostOut::Tunnel { ways: vec![(narrow, Some(1380)), (wide, None)] };
+    let mut all = kinds(&state);
+    all.sort();
+    assert_eq!(all, [(wide, true), (narrow, false)]);
+    let text = ruleset(&state);
+    assert!(
+        text.contains(
+            "\t\tip daddr 198.18.0.0/15 return\n\t\tip daddr 0.0.0.0/0 counter name no_egress return\n"
+        ),
+        "{text}"
+    );
+    state.networks[0].out = HostOut::Tunnel { ways: vec![(wide, Some(1380))] };
+    assert!(!ruleset(&state).contains("closed0"), "nothing is refused");
 }

@@ -127,11 +127,9 @@ fn three_egress_nodes_go_one_after_the_other_then_traffic_is_refused_until_one_r
     assert!((150..160).contains(&seconds.as_millis()), "the silence is the outage: {seconds:?}");
     world.says("ph4", LINK_DOWN);
     assert_eq!(world.elected("ph1"), None);
-    assert!(world.spec("ph1").egress.is_empty(), "refused at once");
-    assert_eq!(
-        world.nodes["ph1"].host.as_ref().unwrap().networks[0].out,
-        host::HostOut::Tunnel { mtu4: None, mtu6: None }
-    );
+    assert!(world.spec("ph1").egress.iter().all(|(_, via)| via.is_empty()), "refused at once");
+    let ways = world.nodes["ph1"].host.as_ref().unwrap().networks[0].ways(true);
+    assert!(ways.iter().all(|(_, mtu)| mtu.is_none()), "{ways:?}");
     assert_eq!(world.answer().state, "none");
     let states: Vec<String> = world.answer().candidates.into_iter().map(|c| c.state).collect();
     assert_eq!(states, ["down", "silent", "uplink_down"]);
@@ -293,7 +291,9 @@ fn while_nobody_is_healthy_a_network_falls_back_to_this_host_as_a_whole_if_it_ma
     let rules = EgressRules { fallback: EgressFallback::Local, ..EgressRules::default() };
     let mut world = World::with_egress(2, rules);
     let out = |world: &World| world.nodes["ph1"].host.as_ref().unwrap().networks[0].out.clone();
-    assert!(matches!(out(&world), host::HostOut::Tunnel { mtu4: Some(_), .. }));
+    let carried =
+        |world: &World| world.nodes["ph1"].host.as_ref().unwrap().networks[0].ways(true)[0].1.is_some();
+    assert!(carried(&world));
     world.kill("ph2");
     world.probes("ph3", liveness::Change::Silent(Duration::from_millis(150)));
     let masquerade = host::HostEgress { interface: None, snat: vec![] };
@@ -310,7 +310,7 @@ fn while_nobody_is_healthy_a_network_falls_back_to_this_host_as_a_whole_if_it_ma
     assert!(world.told_events("egress_lost").is_empty(), "it is not lost");
     world.run(5 * SECOND);
     world.probes("ph3", liveness::Change::Alive);
-    assert!(matches!(out(&world), host::HostOut::Tunnel { mtu4: Some(_), .. }), "back");
+    assert!(carried(&world), "back");
     assert_eq!(world.answer().state, "standby");
     let (_, seconds) = world.outages();
     assert!(seconds < SECOND, "the fallback was no outage: {seconds:?}");
@@ -319,7 +319,7 @@ fn while_nobody_is_healthy_a_network_falls_back_to_this_host_as_a_whole_if_it_ma
     let roots = world.roots.clone();
     world.reload("ph1", &roots, |local| local.networks[0].egress_rules = EgressRules::default());
     world.settle();
-    assert_eq!(out(&world), host::HostOut::Tunnel { mtu4: None, mtu6: None });
+    assert!(matches!(out(&world), host::HostOut::Tunnel { .. }) && !carried(&world), "refused");
 }
 
 #[test]
@@ -437,4 +437,61 @@ fn the_time_a_candidate_stands_as_it_does_is_kept_until_it_stands_otherwise() {
     world.says("ph2", Condition::Draining);
     let moved = world.answer().candidates[0].since.clone();
     assert!(moved > since, "{moved} after {since}");
+}
+
+#[test]
+fn in_a_mesh_too_large_for_all_tunnels_those_who_may_carry_have_theirs() {
+    let mut world = World::new();
+    world.start(2, &[], none(), false);
+    world.start(1, &[2], listed(&["ph3"]), false);
+    world.start(3, &[2], none(), true);
+    let now = world.now();
+    for node in ["ph1", "ph3"] {
+        let members = &mut world.nodes.get_mut(node).unwrap().control.members;
+        for n in 100..100 + members::FULL_MESH {
+            members.peer(&format!("ph{n}").parse().unwrap(), now.mono, now.unix_ms);
+        }
+    }
+    world.run(3 * SECOND);
+    assert_eq!(
+        world.elected("ph1"),
+        Some("ph3"),
+        "no packet can ask for it: without one elected all are refused"
+    );
+}
+
+#[test]
+fn one_that_is_resumed_takes_its_place_again_even_if_it_was_away_meanwhile() {
+    let mut world = World::with_egress(2, EgressRules::default());
+    world.kill("ph2");
+    assert_eq!(world.elected("ph1"), Some("ph3"));
+    world.start(2, &[1], none(), true);
+    world.run(3 * SECOND);
+    assert_eq!(world.elected("ph1"), Some("ph3"), "it had failed");
+    world.says("ph2", Condition::Drained);
+    world.says("ph2", Condition::Healthy);
+    assert_eq!(world.elected("ph1"), Some("ph2"), "its operator has called it back");
+}
+
+#[test]
+fn flows_that_may_have_stayed_with_a_former_egress_node_keep_the_mtu_of_its_path() {
+    let mut world = World::with_egress(2, EgressRules::default());
+    let mtu = |world: &World| world.nodes["ph1"].host.as_ref().unwrap().networks[0].ways(true)[0].1.unwrap();
+    let path = |world: &mut World, of: &str, mtu: u32| {
+        let conn = world.nodes["ph1"].control.members.peers[&of.parse::<NodeId>().unwrap()]
+            .tunnel
+            .as_ref()
+            .unwrap()
+            .conn;
+        world.input("ph1", Input::TunnelMtu { conn, mtu });
+        world.settle();
+    };
+    path(&mut world, "ph2", 1210);
+    path(&mut world, "ph3", 1260);
+    assert_eq!(mtu(&world), 1210, "a standby that was never elected lowers nothing, and raises nothing");
+    world.uses(Some("ph3"));
+    assert_eq!((world.elected("ph1"), mtu(&world)), (Some("ph3"), 1210), "flows stay with ph2");
+    world.kill("ph2");
+    world.settle();
+    assert_eq!(mtu(&world), 1260, "none is left there");
 }

@@ -1,28 +1,13 @@
 //! Counts tracked connections by mark: those of an egress role that is being handed over.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Status, Tuple,
-};
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
-use rtnetlink::packet_core::{
-    DefaultNla, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
-use rtnetlink::proto;
-use rtnetlink::sys::SocketAddr;
-use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ProtoInfo, ProtoInfoTCP, Status};
 use tokio::sync::mpsc;
 
-use super::HostError;
-use super::conntrack::MARK_MASK_ATTRIBUTE;
+use super::{HostError, conntrack};
 use crate::control::drain::{FlowCount, FlowWatch, Timeouts, Tracked};
 use crate::control::event::Input;
-use crate::control::host::MARK_MASK;
 use crate::io::quic::connection::Event;
 
 /// Between two counts.
@@ -46,68 +31,18 @@ pub async fn watch(watch: FlowWatch, events: mpsc::Sender<Event>) {
 async fn count(watch: &FlowWatch) -> Result<FlowCount, HostError> {
     let mut all = Vec::new();
     for mark in &watch.marks {
-        all.extend(marked(*mark).await?);
+        let marked = conntrack::list(Some(*mark)).await?;
+        all.extend(marked.iter().filter_map(|connection| tracked(&connection.attributes)));
     }
     Ok(watch.count(all, &timeouts()))
 }
 
-/// Every connection with this mark of ours, of both families. The kernel does the selecting.
-async fn marked(mark: u32) -> Result<Vec<Tracked>, HostError> {
-    let failed = |why: String| HostError::Netlink { what: "list tracked connections".to_owned(), why };
-    let (connection, handle, _) =
-        proto::new_connection::<NetfilterMessage>(NETLINK_NETFILTER).map_err(HostError::Socket)?;
-    let mut driver = tokio::task::JoinSet::new();
-    driver.spawn(connection);
-    let mask = DefaultNla::new(MARK_MASK_ATTRIBUTE, MARK_MASK.to_be_bytes().to_vec());
-    let get = ConntrackMessage::Get(vec![ConntrackAttribute::CtaMark(mark), ConntrackAttribute::Other(mask)]);
-    let message = NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0), get);
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let request = NetlinkMessage::new(header, NetlinkPayload::from(message));
-    let mut answers = handle.request(request, SocketAddr::new(0, 0)).map_err(|e| failed(e.to_string()))?;
-    let mut found = Vec::new();
-    while let Some(answer) = answers.next().await {
-        match answer.payload {
-            NetlinkPayload::InnerMessage(NetfilterMessage {
-                inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
-                ..
-            }) => found.extend(tracked(&attributes)),
-            NetlinkPayload::Error(error) if error.code.is_some() => {
-                return Err(failed(error.to_io().to_string()));
-            }
-            _ => {}
-        }
-    }
-    Ok(found)
-}
-
 fn tracked(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
-    let mut found = Tracked {
-        source: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        protocol: 0,
-        tcp_state: None,
-        assured: false,
-        left: 0,
-    };
+    let (original, _) = conntrack::ends(attributes)?;
+    let protocol = conntrack::protocol(attributes)?;
+    let mut found = Tracked { source: original.source, protocol, tcp_state: None, assured: false, left: 0 };
     for attribute in attributes {
         match attribute {
-            ConntrackAttribute::CtaTupleOrig(tuples) => {
-                for tuple in tuples {
-                    match tuple {
-                        Tuple::Ip(parts) => parts.iter().for_each(|part| {
-                            if let IPTuple::SourceAddress(address) = part {
-                                found.source = *address;
-                            }
-                        }),
-                        Tuple::Proto(parts) => parts.iter().for_each(|part| {
-                            if let ProtoTuple::Protocol(protocol) = part {
-                                found.protocol = u8::from(*protocol);
-                            }
-                        }),
-                        _ => {}
-                    }
-                }
-            }
             ConntrackAttribute::CtaProtoInfo(infos) => {
                 for info in infos {
                     let ProtoInfo::TCP(parts) = info else { continue };
@@ -122,7 +57,7 @@ fn tracked(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
             _ => {}
         }
     }
-    (found.protocol != 0).then_some(found)
+    Some(found)
 }
 
 fn timeouts() -> Timeouts {

@@ -50,6 +50,8 @@ fn open(mark: u32) -> Result<Socket, Error> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
     socket.set_mark(mark)?;
+    // with lo down the default route would take it, without a word
+    socket.bind_device(Some(b"lo"))?;
     socket.bind(&SockAddr::from(std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?;
     socket.connect(&socket.local_addr()?)?;
     Ok(socket)

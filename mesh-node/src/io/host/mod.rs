@@ -15,7 +15,8 @@ use crate::control::host::routes::{Route, RouteKind, route_changes, routes as wa
 use crate::control::host::rules::{Rule, rule_changes, rules as wanted_rules};
 use crate::control::host::ruleset::{removal, ruleset};
 use crate::control::host::sysctls::{Sysctl, forwarding, sysctls as wanted_sysctls};
-use crate::control::host::{HostEgress, HostNetwork, HostOut, HostState, egress_mark, loses_way};
+use crate::control::host::ways::{Lost, Ways};
+use crate::control::host::{HostOut, HostState, egress_mark};
 use crate::io::notices::tell;
 use crate::notice::Notice;
 
@@ -100,7 +101,7 @@ struct Applied {
     nft_listing: Option<String>,
     nft_checked: Option<Instant>,
     /// How each mark leaves.
-    egress: BTreeMap<u32, Vec<HostEgress>>,
+    egress: BTreeMap<u32, Ways>,
     /// Slots of the networks that leave by this host.
     local: BTreeSet<u8>,
     tuns: BTreeSet<String>,
@@ -389,14 +390,16 @@ impl HostSync {
     /// Flows of an egress role that was lost, or that leaves another way now, end: their replies would be mapped into nothing, or
     /// what follows would go on from an address that is no longer wanted.
     async fn forget_egress(&mut self, state: &HostState) {
-        let leaving = |network: &HostNetwork| {
-            let ways: Vec<HostEgress> = network.egresses().cloned().collect();
-            (!ways.is_empty()).then(|| (egress_mark(network.slot), ways))
-        };
-        let now: BTreeMap<u32, Vec<HostEgress>> = state.networks.iter().filter_map(leaving).collect();
-        let left = |mark: &u32| now.get(mark).map_or(&[][..], Vec::as_slice);
-        for (mark, _) in self.applied.egress.iter().filter(|(mark, ways)| loses_way(ways, left(mark))) {
-            if let Err(error) = conntrack::delete_marked(*mark).await {
+        let leaving = state.networks.iter().map(|network| (egress_mark(network.slot), Ways::of(network)));
+        let now: BTreeMap<u32, Ways> = leaving.filter_map(|(mark, ways)| Some((mark, ways?))).collect();
+        for (mark, ways) in &self.applied.egress {
+            let ended = match ways.lost(now.get(mark)) {
+                Lost::Nothing => Ok(()),
+                Lost::All => conntrack::delete_marked(*mark).await,
+                Lost::Own => conntrack::delete_marked_from(*mark, |source| ways.is_own(source)).await,
+                Lost::Others => conntrack::delete_marked_from(*mark, |source| !ways.is_own(source)).await,
+            };
+            if let Err(error) = ended {
                 tell(Notice::FlowsStay { error: error.to_string() });
             }
         }

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use quinn::udp::{RecvMeta, Transmit};
@@ -175,6 +176,9 @@ impl AsyncUdpSocket for Port {
     }
 }
 
+/// How long the socket is not tried again where no descriptor is left to wait with.
+const NO_DESCRIPTOR: Duration = Duration::from_millis(1);
+
 /// Waits for room in the socket. The runtime hears of it only while somebody waits: a standing registration would wake a thread
 /// of it for each train that has left.
 struct Poller {
@@ -198,8 +202,17 @@ impl UdpPoller for Poller {
             if !this.port.blocked.load(Relaxed) {
                 return Poll::Ready(Ok(()));
             }
-            let socket = tokio::net::UdpSocket::from_std(this.port.socket.duplicate()?)?;
-            *slot = Some(Box::pin(async move { socket.writable().await }));
+            // an error would end the connection's timers with its driver, and leave it as if alive
+            let socket = this.port.socket.duplicate().and_then(tokio::net::UdpSocket::from_std);
+            *slot = Some(Box::pin(async move {
+                match socket {
+                    Ok(socket) => socket.writable().await,
+                    Err(_) => {
+                        tokio::time::sleep(NO_DESCRIPTOR).await;
+                        Ok(())
+                    }
+                }
+            }));
         }
         let Some(waiting) = slot else { return Poll::Ready(Ok(())) };
         let Poll::Ready(result) = waiting.as_mut().poll(cx) else { return Poll::Pending };

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::exporter::LaneSecret;
 use crate::control::event::{ConnId, Input, Reason, Target};
+use crate::io::liveness::pulse::Question;
 
 /// Messages that wait for a slow peer before its tunnel is closed.
 const WRITE_QUEUE: usize = 256;
@@ -38,6 +39,8 @@ pub enum Event {
         /// What lanes grow from; `None` on a connection that has ended already.
         secret: Option<LaneSecret>,
     },
+    /// Does the loop turn?
+    Pulse(Question),
     /// The kernel has the routes back to a tunnel's peer: its packets may be taken.
     Readable {
         /// The tunnel.

@@ -24,6 +24,14 @@ pub struct Trains {
     pub hearing: Arc<Hearing>,
 }
 
+/// Nobody can be answered at port 0. quinn would try to, as with a version that it does not know, and take the kernel's refusal
+/// (EINVAL) for a device that cannot segment: one datagram of a stranger would end trains to everybody. It skips empty ones.
+fn ignore_unanswerable(meta: &mut RecvMeta) {
+    if meta.addr.port() == 0 {
+        meta.len = 0;
+    }
+}
+
 /// Bytes of a train that are sent in one call; all of them where the train fits.
 fn bound(segment: usize, len: usize) -> usize {
     if len <= LARGEST_TRAIN { len } else { (LARGEST_TRAIN / segment.max(1)).max(1) * segment }
@@ -53,6 +61,9 @@ impl AsyncUdpSocket for Trains {
     ) -> Poll<io::Result<usize>> {
         let answer = self.socket.poll_recv(cx, bufs, meta);
         self.hearing.served(&answer, bufs.len());
+        if let Poll::Ready(Ok(count)) = answer {
+            meta.iter_mut().take(count).for_each(ignore_unanswerable);
+        }
         answer
     }
 
@@ -77,6 +88,16 @@ impl AsyncUdpSocket for Trains {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_datagram_that_nobody_can_answer_is_not_there() {
+        for (from, len) in [("192.0.2.1:0", 0), ("192.0.2.1:1", 1200), ("[2001:db8::1]:0", 0)] {
+            let addr = from.parse().unwrap();
+            let mut meta = RecvMeta { addr, len: 1200, stride: 1200, ecn: None, dst_ip: None };
+            ignore_unanswerable(&mut meta);
+            assert_eq!(meta.len, len, "{from}");
+        }
+    }
 
     proptest! {
         #[test]

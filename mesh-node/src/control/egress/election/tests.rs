@@ -22,6 +22,7 @@ fn name(n: usize) -> NodeId {
 
 fn candidate(n: usize, standing: Standing, at: Instant) -> Candidate {
     Candidate {
+        may_hold_flows: false,
         node: name(n),
         standing,
         since: Now { mono: at, unix_ms: 0 },

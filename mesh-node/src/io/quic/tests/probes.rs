@@ -7,6 +7,7 @@ use quinn::Connection;
 
 use super::*;
 use crate::control::event::ConnId;
+use crate::control::host::lease::{Lease, Term};
 use crate::control::liveness::{Change, ProbeParams};
 use crate::io::liveness::{Prober, stray_probes};
 use crate::io::quic::aside::Aside;
@@ -189,4 +190,29 @@ async fn what_has_come_and_was_not_read_is_no_silence() {
         }
     }
     panic!("a pause of our own is taken for the peer's silence");
+}
+
+#[tokio::test]
+async fn an_egress_node_whose_control_loop_hangs_is_silent_until_it_turns_again() {
+    let (theirs, ours, _nodes) = tunnel().await;
+    let (events_tx, mut events) = mpsc::channel(16);
+    let prober = Prober::start(events_tx, hearing(), || {}).unwrap();
+    let conn = ConnId(u64::from(OURS));
+    let aside = Aside::new(conn, prober.clone());
+    prober.open(conn, ours.clone(), aside.heard.clone());
+    prober.want([(conn, ProbeParams::DEFAULT)].into());
+    prober.keep(Lease { marks: vec![0x5000_0000], term: Term::default() });
+    let probed = async |within: Duration| tokio::time::timeout(within, theirs.read_datagram()).await.is_ok();
+    let question = loop {
+        assert!(probed(Duration::from_secs(5)).await, "a loop that has not been asked yet");
+        if let Ok(Event::Pulse(question)) = events.try_recv() {
+            break question;
+        }
+    };
+    let end = std::time::Instant::now() + Duration::from_secs(5);
+    while probed(Duration::from_millis(300)).await {
+        assert!(std::time::Instant::now() < end, "it goes on in the name of a loop that hangs");
+    }
+    question.answer();
+    assert!(probed(Duration::from_secs(2)).await, "it turns again");
 }

@@ -1,0 +1,98 @@
+//! Does the control loop still turn? The probing thread goes on by itself while the loop hangs, which then learns of nothing, a dead
+//! uplink included. An egress node must lose its role for that as it does when all of it is frozen.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Between two questions.
+const EVERY: Duration = Duration::from_millis(250);
+
+/// A loop that has not answered for so long hangs: its longest turns take a tenth of that.
+const HANGS: Duration = Duration::from_secs(1);
+
+/// What the thread knows of the loop.
+#[derive(Debug)]
+pub struct Pulse {
+    answered: Arc<AtomicU64>,
+    asked: u64,
+    asked_at: Instant,
+    /// The loop's queue was full.
+    undelivered: bool,
+}
+
+/// A question, to be answered by who gets it.
+#[derive(Debug)]
+pub struct Question {
+    number: u64,
+    answered: Arc<AtomicU64>,
+}
+
+impl Question {
+    /// The loop turns.
+    pub fn answer(self) {
+        self.answered.store(self.number, Relaxed);
+    }
+}
+
+impl Pulse {
+    /// Nothing was asked.
+    pub fn new(now: Instant) -> Self {
+        Self { answered: Arc::default(), asked: 0, asked_at: now, undelivered: false }
+    }
+
+    /// The question that is due, if one is.
+    pub fn poll_question(&mut self, now: Instant) -> Option<Question> {
+        let answered = self.answered.load(Relaxed) >= self.asked;
+        if answered && now.saturating_duration_since(self.asked_at) >= EVERY {
+            self.asked += 1;
+            self.asked_at = now;
+        } else if !self.undelivered {
+            return None;
+        }
+        self.undelivered = false;
+        Some(Question { number: self.asked, answered: self.answered.clone() })
+    }
+
+    /// The question found no room: it is due again.
+    pub fn not_delivered(&mut self) {
+        self.undelivered = true;
+    }
+
+    /// Whether the loop has left a question unanswered for too long.
+    pub fn is_lost(&self, now: Instant) -> bool {
+        let open = self.answered.load(Relaxed) < self.asked;
+        open && now.saturating_duration_since(self.asked_at) >= HANGS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_answers_is_asked_again_and_one_that_does_not_is_lost() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(start);
+        assert!(pulse.poll_question(start).is_none());
+        let first = pulse.poll_question(start + EVERY).unwrap();
+        assert!(pulse.poll_question(start + 2 * EVERY).is_none(), "one at a time");
+        assert!(!pulse.is_lost(start + 2 * EVERY));
+        first.answer();
+        assert!(!pulse.is_lost(start + 100 * EVERY), "it was answered");
+        let second = pulse.poll_question(start + 100 * EVERY).unwrap();
+        assert!(pulse.is_lost(start + 100 * EVERY + HANGS));
+        second.answer();
+        assert!(!pulse.is_lost(start + 100 * EVERY + HANGS), "late, and there");
+    }
+
+    #[test]
+    fn a_full_queue_is_no_answer() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(start);
+        drop(pulse.poll_question(start + EVERY));
+        pulse.not_delivered();
+        assert!(pulse.poll_question(start + 2 * EVERY).is_some(), "asked again at once");
+        assert!(pulse.is_lost(start + EVERY + HANGS));
+    }
+}
