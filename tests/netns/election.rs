@@ -6,7 +6,7 @@
     reason = "tests run in real time and fail by panic"
 )]
 
-use lab::world::{GATEWAY, WEB4, WEB6, wait_until};
+use lab::world::{WEB4, WEB6, wait_until};
 use lab::{Lab, Plan};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -239,17 +239,19 @@ fn an_egress_node_whose_own_vms_fall_back_and_return_ends_no_flow_of_others() {
 
 #[test]
 fn a_destination_whose_egress_node_is_gone_is_refused_and_does_not_leave_by_another() {
+    const OTHER: &str = "192.0.2.101";
     let plan = plan(3, 2, "").with("ph2", |mut host| {
-        host.offers[0].extra = "destination = [\"192.0.2.0/24\"]\n".into();
+        host.offers[0].extra = "destination = [\"192.0.2.80/32\"]\n".into();
         host
     });
     let mut lab = Lab::start(plan).unwrap();
     assert!(leaves_by(&lab, "vm1", "198.51.100.12"), "the longer prefix decides: {}", lab.log("ph1"));
-    assert!(lab.ping("vm1", GATEWAY), "the rest leaves by ph3");
+    assert!(lab.sh("inet", &format!("ip addr add {OTHER}/32 dev eth0")).unwrap().ok());
+    assert!(lab.ping("vm1", OTHER), "the rest leaves by ph3");
     lab.kill_node("ph2").unwrap();
     let refused = || lab.exec("vm1", &["ping", "-n", "-c", "1", "-W", "1", WEB4]).unwrap().stdout;
     assert!(wait_until(SOON, || refused().contains("Unreachable")), "{}", refused());
-    assert!(lab.ping("vm1", GATEWAY), "{}", lab.log("ph1"));
+    assert!(lab.ping("vm1", OTHER), "{}", lab.log("ph1"));
     let counted = lab.exec("ph1", &["nft", "list", "counter", "inet", "mesh", "no_egress"]).unwrap().stdout;
     assert!(!counted.contains("packets 0 "), "{counted}");
     lab.start_node("ph2").unwrap();
