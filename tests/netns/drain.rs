@@ -305,5 +305,6 @@ fn of_the_draining_node_s_own_unmapped_vms_what_outlives_the_deadline_is_reset_o
     );
     assert_eq!(sees(&lab, "vm2"), "198.51.100.11", "a new connection leaves by the standby");
     ctl(&lab, "ph2", &["egress", "resume"]);
-    assert!(wait_until(SOON, || sees(&lab, "vm2") == "198.51.100.12"), "{}", sees(&lab, "vm2"));
+    // one that is on its way at this moment may be cut
+    assert!(wait_until(SOON * 4, || sees(&lab, "vm2") == "198.51.100.12"), "{}", sees(&lab, "vm2"));
 }

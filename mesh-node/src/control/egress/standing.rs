@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use mesh_proto::hello::CloseCode;
 use mesh_proto::record::{Condition, EgressOffer, UplinkFault};
 use mesh_proto::{NodeId, Prefix};
 
@@ -18,6 +19,8 @@ use crate::control::rib;
 pub enum Absence {
     /// There is no tunnel to it.
     Tunnel,
+    /// Both sides had dialed, and the tunnel that is kept is not up here yet: a matter of a round trip, and nobody's failure.
+    Replaced,
     /// It has stopped politely.
     Left,
     /// It is there, and does not offer egress for the network.
@@ -45,7 +48,7 @@ pub enum Standing {
 
 impl Standing {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Alive,
         Self::HeldDown,
         Self::Draining,
@@ -55,6 +58,7 @@ impl Standing {
         Self::UplinkDown(UplinkFault::Kernel),
         Self::Silent,
         Self::Down(Absence::Tunnel),
+        Self::Down(Absence::Replaced),
         Self::Down(Absence::Left),
         Self::Down(Absence::NoOffer),
     ];
@@ -183,6 +187,9 @@ fn of_peer(peer: Option<&Peer>, offer: Option<&EgressOffer>, now: Now) -> (Stand
     let said_goodbye = peer.record.as_ref().is_some_and(|record| record.record.leaving);
     let standing = match (&peer.tunnel, offer) {
         _ if peer.left || said_goodbye => Standing::Down(Absence::Left),
+        (None, _) if peer.reason.as_ref().is_some_and(|r| r.label == CloseCode::Superseded.reason()) => {
+            Standing::Down(Absence::Replaced)
+        }
         (None, _) => Standing::Down(Absence::Tunnel),
         (Some(_), None) => Standing::Down(Absence::NoOffer),
         (Some(tunnel), Some(offer)) => match (tunnel.silent, offer.condition) {
@@ -249,7 +256,8 @@ impl Track {
         // whoever is drained and resumed was called back by its operator, and takes its place again, whatever was in between
         let resumed = matches!(self.standing, Standing::Draining | Standing::Drained)
             && matches!(standing, Standing::Alive | Standing::HeldDown);
-        let missing = !standing.carries() && standing != Standing::Drained;
+        let missing = !standing.carries()
+            && ![Standing::Drained, Standing::Down(Absence::Replaced)].contains(&standing);
         self.failed = (self.failed && !resumed) || (self.ever && missing);
         if !standing.carries() {
             self.elected = None;

@@ -495,3 +495,19 @@ fn flows_that_may_have_stayed_with_a_former_egress_node_keep_the_mtu_of_its_path
     world.settle();
     assert_eq!(mtu(&world), 1260, "none is left there");
 }
+
+#[test]
+fn a_tunnel_that_gives_way_to_another_is_no_failure_of_its_egress_node() {
+    let mut world = World::with_egress(2, EgressRules::default());
+    let conn = world.nodes["ph1"].control.members.peers[&"ph2".parse::<NodeId>().unwrap()]
+        .tunnel
+        .as_ref()
+        .unwrap()
+        .conn;
+    let reason = Reason { label: CloseCode::Superseded.reason(), text: "another connection is kept".into() };
+    world.input("ph1", Input::TunnelClosed { conn, reason });
+    world.settle();
+    assert_eq!(world.elected("ph1"), Some("ph3"), "nothing is sent into nothing");
+    world.run(3 * SECOND);
+    assert_eq!(world.elected("ph1"), Some("ph2"), "and it has its place as soon as the other one is up");
+}
