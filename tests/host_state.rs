@@ -103,7 +103,7 @@ fn state() -> HostState {
                     route("2001:db8::14/128", Some(1400), false),
                 ],
                 out: HostOut::Tunnel {
-                    ways: vec![
+                    destinations: vec![
                         (Prefix::default_route(true), Some(1380)),
                         (Prefix::default_route(false), Some(1380)),
                         (prefix("198.18.0.0/15"), None),

@@ -208,7 +208,8 @@ async fn sleep_until(alarm: Option<tokio::time::Instant>) {
 
 async fn forget_flows(forget: Vec<Forget>) {
     for forget in forget {
-        if let Err(error) = conntrack::delete_drained(&forget).await {
+        let ended = conntrack::delete_marked_if(forget.mark, |source, protocol| forget.has(source, protocol));
+        if let Err(error) = ended.await {
             tell(Notice::FlowsStay { error: error.to_string() });
         }
     }

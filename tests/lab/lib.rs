@@ -19,6 +19,7 @@ pub mod capture;
 pub mod command;
 pub mod delay;
 pub mod demo;
+mod download;
 pub mod node;
 pub mod prometheus;
 pub mod serve;

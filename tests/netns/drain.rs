@@ -41,11 +41,6 @@ fn ctl(lab: &Lab, host: &str, args: &[&str]) -> String {
     outcome.stdout
 }
 
-/// What a background tool of the lab printed so far.
-fn output(lab: &Lab, file: &str) -> String {
-    std::fs::read_to_string(lab.dir().join(file)).unwrap_or_default()
-}
-
 /// Starts a tool of the lab in a VM, its output in a file of its own.
 fn tool(lab: &mut Lab, vm: &str, file: &str, line: &str) {
     let program = lab::node::tool().unwrap();
@@ -55,23 +50,8 @@ fn tool(lab: &mut Lab, vm: &str, file: &str, line: &str) {
 }
 
 fn finished(lab: &Lab, file: &str, word: &str, limit: Duration) -> String {
-    assert!(wait_until(limit, || output(lab, file).contains(word)), "{file}: {}", output(lab, file));
-    output(lab, file)
-}
-
-/// Fetches so many bytes at a bounded pace in the background; sum and size end up in the file.
-fn download(lab: &mut Lab, vm: &str, file: &str, bytes: u64, pace: &str) {
-    let path = lab.dir().join(file);
-    let script = format!(
-        "curl -sS --noproxy '*' -m 60 --limit-rate {pace} http://{WEB4}/bytes/{bytes} 2>{0}.err | sha256sum >{0}; echo done >>{0}",
-        path.display()
-    );
-    lab.spawn(vm, &["sh", "-c", &script]).unwrap();
-}
-
-fn sum_of(lab: &Lab, bytes: u64) -> String {
-    let made = lab.sh("inet", &format!("head -c {bytes} /dev/zero | tr '\\0' x | sha256sum")).unwrap();
-    made.stdout.split_whitespace().next().unwrap().to_owned()
+    assert!(wait_until(limit, || lab.output(file).contains(word)), "{file}: {}", lab.output(file));
+    lab.output(file)
 }
 
 fn state(lab: &Lab, host: &str) -> (String, u64) {
@@ -85,7 +65,7 @@ fn state(lab: &Lab, host: &str) -> (String, u64) {
 fn a_download_ends_whole_by_the_draining_node_while_new_connections_go_by_the_standby() {
     let mut lab = start(plan());
     let bytes = 40_000_000;
-    download(&mut lab, "vm1", "file", bytes, "4M");
+    lab.download("vm1", "file", bytes, "4M");
     assert!(wait_until(SOON, || state(&lab, "ph1").1 >= 1), "pinned: {:?}", state(&lab, "ph1"));
     let wire = lab.capture("gw", "p-ph3", "tcp and host 192.0.2.80").unwrap();
     let begun = Instant::now();
@@ -99,7 +79,7 @@ fn a_download_ends_whole_by_the_draining_node_while_new_connections_go_by_the_st
     let waited = ctl(&lab, "ph3", &["egress", "drain", "--wait"]);
     assert!(waited.contains(" flows in progress\n") && waited.contains("drained"), "{waited}");
     let file = finished(&lab, "file", "done", Duration::from_secs(30));
-    assert!(file.contains(&sum_of(&lab, bytes)), "{file}{}", output(&lab, "file.err"));
+    assert!(file.contains(&lab.sum_of(bytes)), "{file}{}", lab.output("file.err"));
     assert!(wire.stop().unwrap().lines.len() > 100, "by the draining node to its end");
     assert!(!lab.log("ph1").contains("flows_reset"), "{}", lab.log("ph1"));
     assert!(wait_until(SOON, || state(&lab, "ph1").0 == "drained"), "{:?}", state(&lab, "ph1"));
@@ -149,7 +129,7 @@ fn a_connection_that_outlives_the_deadline_is_reset_at_once_on_both_sides() {
     let mut lab = start(plan());
     tool(&mut lab, "vm1", "held", &format!("hold {WEB4} 25"));
     tool(&mut lab, "vm3", "own", &format!("hold {WEB4} 25"));
-    download(&mut lab, "vm2", "file", 400_000_000, "1M");
+    lab.download("vm2", "file", 400_000_000, "1M");
     for file in ["held", "own"] {
         finished(&lab, file, "connected", SOON);
     }
@@ -165,7 +145,7 @@ fn a_connection_that_outlives_the_deadline_is_reset_at_once_on_both_sides() {
     // the download as well, and what was sent into it
     // what is in the VM's buffers is read first
     finished(&lab, "file", "done", Duration::from_secs(20));
-    assert!(output(&lab, "file.err").contains("reset"), "{}", output(&lab, "file.err"));
+    assert!(lab.output("file.err").contains("reset"), "{}", lab.output("file.err"));
     let resets = || lab.log("inet").matches("reset by peer").count();
     assert!(wait_until(SOON, || resets() >= 3), "the servers: {}", lab.log("inet"));
     for host in ["ph1", "ph2", "ph3"] {
@@ -279,25 +259,25 @@ fn unmapped() -> Lab {
 fn the_draining_node_s_own_unmapped_vms_keep_their_flows() {
     let mut lab = unmapped();
     tool(&mut lab, "vm2", "echo", &format!("echo {WEB4} 6"));
-    download(&mut lab, "vm2", "file", 8_000_000, "2M");
+    lab.download("vm2", "file", 8_000_000, "2M");
     std::thread::sleep(Duration::from_secs(1));
     ctl(&lab, "ph2", &["egress", "drain"]);
     assert!(wait_until(SOON, || sees(&lab, "vm2") == "198.51.100.11"), "{}", sees(&lab, "vm2"));
     let told = finished(&lab, "echo", "longest gap", Duration::from_secs(15));
     assert!(told.contains("lost 0,"), "{told}");
     let file = finished(&lab, "file", "done", Duration::from_secs(30));
-    assert!(file.contains(&sum_of(&lab, 8_000_000)), "{file}{}", output(&lab, "file.err"));
+    assert!(file.contains(&lab.sum_of(8_000_000)), "{file}{}", lab.output("file.err"));
 }
 
 #[test]
 fn of_the_draining_node_s_own_unmapped_vms_what_outlives_the_deadline_is_reset_on_both_sides() {
     let mut lab = unmapped();
-    download(&mut lab, "vm2", "file", 400_000_000, "1M");
+    lab.download("vm2", "file", 400_000_000, "1M");
     std::thread::sleep(Duration::from_secs(1));
     ctl(&lab, "ph2", &["egress", "drain", "--deadline", "2s"]);
     // what is in the VM's buffers is read first
     finished(&lab, "file", "done", Duration::from_secs(20));
-    assert!(output(&lab, "file.err").contains("reset"), "{}", output(&lab, "file.err"));
+    assert!(lab.output("file.err").contains("reset"), "{}", lab.output("file.err"));
     assert!(
         wait_until(SOON, || lab.log("inet").contains("reset by peer")),
         "the server: {}",

@@ -223,19 +223,19 @@ fn an_egress_node_whose_own_vms_fall_back_and_return_ends_no_flow_of_others() {
     });
     let mut lab = Lab::start(plan).unwrap();
     assert!(leaves_by(&lab, "vm1", "198.51.100.13") && leaves_by(&lab, "vm3", "198.51.100.12"));
-    let file = lab.dir().join("file");
-    let fetch = format!(
-        "curl -sS --noproxy '*' -m 60 --limit-rate 2M http://{WEB4}/bytes/40000000 2>&1 | wc -c >{0}.part; mv {0}.part {0}",
-        file.display()
-    );
-    lab.spawn("vm1", &["sh", "-c", &fetch]).unwrap();
+    lab.download("vm1", "file", 40_000_000, "2M");
     lab.kill_node("ph2").unwrap();
     assert!(leaves_by(&lab, "vm3", "198.51.100.13"), "{}", lab.log("ph3"));
     lab.start_node("ph2").unwrap();
     assert!(leaves_by(&lab, "vm3", "198.51.100.12"), "{}", lab.log("ph3"));
-    assert!(!file.exists(), "the download was not over before the fallback");
-    assert!(wait_until(Duration::from_secs(60), || file.exists()));
-    assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), "40000000", "{}", lab.log("ph3"));
+    assert!(!lab.output("file").contains("done"), "the download was not over before the fallback");
+    assert!(wait_until(Duration::from_secs(60), || lab.output("file").contains("done")));
+    assert!(
+        lab.output("file").contains(&lab.sum_of(40_000_000)),
+        "{}{}",
+        lab.output("file.err"),
+        lab.log("ph3")
+    );
 }
 
 #[test]

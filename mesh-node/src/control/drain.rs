@@ -73,9 +73,8 @@ pub struct Forget {
 impl Forget {
     /// Whether a connection is one of them.
     pub fn has(&self, source: IpAddr, protocol: u8) -> bool {
-        let within = |all: &[Prefix]| all.iter().any(|prefix| prefix.contains(source));
-        let reset = protocol == transport::TCP && within(&self.unmapped);
-        !(within(&self.stay) || reset)
+        let reset = protocol == transport::TCP && within(&self.unmapped, source);
+        !(within(&self.stay, source) || reset)
     }
 }
 
@@ -128,21 +127,16 @@ impl Tracked {
         const SYN_SENT: u8 = 1;
         const LAST_ACK: u8 = 6;
         const TIME_WAIT: u8 = 7;
-        let quiet = |full: u32| full.saturating_sub(self.left);
-        let full = match self.protocol {
-            transport::TCP => {
-                return self.tcp_state.is_some_and(|state| match state {
-                    SYN_SENT..=LAST_ACK => true,
-                    TIME_WAIT => quiet(timeouts.tcp_time_wait) <= QUIET_CLOSED,
-                    _ => false,
-                });
-            }
-            transport::UDP if self.assured => timeouts.udp_stream,
-            transport::UDP => timeouts.udp,
-            transport::ICMP | transport::ICMPV6 => timeouts.icmp,
-            _ => timeouts.generic,
+        let (full, quiet) = match (self.protocol, self.tcp_state) {
+            (transport::TCP, Some(SYN_SENT..=LAST_ACK)) => return true,
+            (transport::TCP, Some(TIME_WAIT)) => (timeouts.tcp_time_wait, QUIET_CLOSED),
+            (transport::TCP, _) => return false,
+            (transport::UDP, _) if self.assured => (timeouts.udp_stream, QUIET),
+            (transport::UDP, _) => (timeouts.udp, QUIET),
+            (transport::ICMP | transport::ICMPV6, _) => (timeouts.icmp, QUIET),
+            _ => (timeouts.generic, QUIET),
         };
-        quiet(full) <= QUIET
+        full.saturating_sub(self.left) <= quiet
     }
 }
 
@@ -150,7 +144,6 @@ impl FlowWatch {
     /// Counts.
     pub fn count(&self, tracked: impl IntoIterator<Item = Tracked>, timeouts: &Timeouts) -> FlowCount {
         let mut count = FlowCount::default();
-        let within = |all: &[Prefix], source: IpAddr| all.iter().any(|prefix| prefix.contains(source));
         for flow in tracked.into_iter().filter(|flow| flow.in_progress(timeouts)) {
             if within(&self.stay, flow.source) {
                 continue;
@@ -472,6 +465,10 @@ impl Control {
         };
         self.shared_networks().map(one).collect()
     }
+}
+
+fn within(all: &[Prefix], source: IpAddr) -> bool {
+    all.iter().any(|prefix| prefix.contains(source))
 }
 
 /// Of a network's own VMs, before and after mapping.

@@ -100,7 +100,7 @@ fn out(local: &LocalNode, network: &LocalNetwork, members: &Members, roles: &Rol
         _ if roles.has_fallen_back(&network.name) => by_this_host(),
         EgressChoice::Nodes(_) | EgressChoice::Auto => {
             let elections = roles.elections(&network.name).iter();
-            HostOut::Tunnel { ways: elections.map(|e| (e.destination, mtu(e))).collect() }
+            HostOut::Tunnel { destinations: elections.map(|e| (e.destination, mtu(e))).collect() }
         }
     }
 }

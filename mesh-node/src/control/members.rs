@@ -132,6 +132,13 @@ pub struct Members {
     names: Vec<NodeId>,
 }
 
+impl Peer {
+    /// By its last record it was about to stop.
+    pub fn said_goodbye(&self) -> bool {
+        self.record.as_ref().is_some_and(|known| known.record.leaving)
+    }
+}
+
 impl Members {
     /// The peer of this name, made if it is new.
     pub fn peer(&mut self, node: &NodeId, now: Instant, unix_ms: u64) -> &mut Peer {

@@ -1,9 +1,9 @@
 //! What is known becomes what packets and the kernel see, and what is kept on disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_proto::{NetworkName, NodeId};
+use mesh_proto::NetworkName;
 
 use super::event::{Now, Output, Saved, Target, TunnelSpec};
 use super::{Control, kernel, members, rib};
@@ -40,9 +40,7 @@ impl Control {
 
     /// Egress nodes in use and their standbys are probed: everybody feels when one fails.
     fn probe(&mut self) {
-        let candidates = self.roles.all().flat_map(|(_, election)| &election.candidates);
-        let nodes: BTreeSet<&NodeId> = candidates.map(|candidate| &candidate.node).collect();
-        let wanted = nodes.into_iter().filter_map(|node| {
+        let wanted = self.members.carriers.iter().filter_map(|node| {
             let conn = self.members.peers.get(node)?.tunnel.as_ref()?.conn;
             let mut seeds = self.members.seeds.iter().filter(|(_, seed)| seed.node.as_ref() == Some(node));
             let own = seeds.find_map(|(endpoint, _)| self.local.probes.get(endpoint));

@@ -462,7 +462,7 @@ fn a_standby_takes_over_and_keeps_the_role_when_the_first_returns() {
     world.run(Duration::from_secs(1));
     assert_eq!(world.elected("ph1"), None);
     let host = world.nodes["ph1"].host.clone().unwrap();
-    assert!(host.networks[0].ways(true).iter().all(|(_, mtu)| mtu.is_none()), "refused");
+    assert!(host.networks[0].destinations(true).iter().all(|(_, mtu)| mtu.is_none()), "refused");
 }
 
 #[test]

@@ -95,8 +95,7 @@ impl Control {
         if peer.tunnel.as_ref().is_none_or(|t| t.conn != conn) {
             return;
         }
-        let said = peer.record.as_ref().is_some_and(|r| r.record.leaving);
-        let left = said || reason.label == CloseCode::Leaving.reason();
+        let left = peer.said_goodbye() || reason.label == CloseCode::Leaving.reason();
         let notice = if left {
             Notice::PeerLeft { peer: node }
         } else {

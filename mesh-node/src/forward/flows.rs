@@ -37,7 +37,7 @@ const SETS: usize = 8192;
 /// answers, which keep it alive there, are not seen here.
 ///
 /// TCP: RFC 5382 REQ-5 (2 h 4 min), and for one that opens or closes 4 min.
-const TCP_IDLE: Seconds = 7440;
+pub const TCP_IDLE: Seconds = 7440;
 const TCP_TRANSITORY: Seconds = 240;
 /// UDP: RFC 4787 REQ-5 recommends 5 min; one packet alone asks for one answer.
 const UDP_IDLE: Seconds = 300;

@@ -28,6 +28,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use self::pulse::Pulse;
+use super::atomic_instant::AtomicInstant;
 use super::host::lease::Renewals;
 use super::notices::tell;
 use super::quic::connection::Event;
@@ -76,24 +77,17 @@ enum Message {
 }
 
 /// When something came from a peer last: written by its reader task once a batch.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Heard {
-    origin: Instant,
-    after_us: AtomicU64,
+    last: AtomicInstant,
     /// Probes that the thread has not taken yet.
     waiting: AtomicU32,
-}
-
-impl Default for Heard {
-    fn default() -> Self {
-        Self { origin: Instant::now(), after_us: AtomicU64::new(0), waiting: AtomicU32::new(0) }
-    }
 }
 
 impl Heard {
     /// Something has come.
     pub fn now(&self) {
-        self.after_us.store(self.origin.elapsed().as_micros() as u64, Relaxed);
+        self.last.set(Instant::now());
     }
 
     /// Probes that the thread has not taken yet.
@@ -103,7 +97,7 @@ impl Heard {
     }
 
     fn last(&self) -> Instant {
-        self.origin + Duration::from_micros(self.after_us.load(Relaxed))
+        self.last.get()
     }
 }
 
@@ -193,6 +187,15 @@ struct Tunnel {
     ours: bool,
     /// Not told yet.
     untold: Option<Change>,
+}
+
+impl Tunnel {
+    /// Ends the session, if there is one.
+    fn take_leave(&mut self) {
+        if let Some(mut session) = self.session.take() {
+            send(&self.connection, &session.farewell());
+        }
+    }
 }
 
 struct Thread {
@@ -300,18 +303,14 @@ impl Thread {
             match self.wanted.get(conn) {
                 Some(wanted) if has != Some(*wanted) => {
                     // the other side must not take the new beginning for a failure
-                    if let Some(mut former) = tunnel.session.take() {
-                        send(&tunnel.connection, &former.farewell());
-                    }
+                    tunnel.take_leave();
                     tunnel.session = Some(Session::new(conn.0 as u32, *wanted, now));
                     tunnel.ours = true;
                 }
                 Some(_) => tunnel.ours = true,
                 None if tunnel.ours => {
                     tunnel.ours = false;
-                    if let Some(mut session) = tunnel.session.take() {
-                        send(&tunnel.connection, &session.farewell());
-                    }
+                    tunnel.take_leave();
                 }
                 None => {}
             }
@@ -325,7 +324,7 @@ impl Thread {
             return;
         }
         if let Some(question) = self.pulse.poll_question(now)
-            && let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(Event::Pulse(question))
+            && !told(&self.events, Event::Pulse(question))
         {
             self.pulse.not_delivered();
         }
@@ -355,12 +354,12 @@ impl Thread {
             }
         }
         if let Some(pause) = self.lease_untold
-            && told(&self.events, Input::LeaseLost(pause))
+            && told(&self.events, Event::Input(Input::LeaseLost(pause)))
         {
             self.lease_untold = None;
         }
         if let Some(renewed) = self.renewal_untold.take()
-            && !told(&self.events, Input::LeaseRenewed(renewed.clone()))
+            && !told(&self.events, Event::Input(Input::LeaseRenewed(renewed.clone())))
         {
             self.renewal_untold = Some(renewed);
         }
@@ -389,8 +388,8 @@ impl Thread {
                 }
             }
             let Some(change) = tunnel.untold.take() else { continue };
-            let input = Input::Liveness { conn: *conn, change };
-            if !told(&self.events, input) {
+            let event = Event::Input(Input::Liveness { conn: *conn, change });
+            if !told(&self.events, event) {
                 tunnel.untold = Some(change);
             }
         }
@@ -407,8 +406,8 @@ impl Thread {
 }
 
 /// Whether the control loop has taken it; a full one is told again.
-fn told(events: &mpsc::Sender<Event>, input: Input) -> bool {
-    !matches!(events.try_send(Event::Input(input)), Err(mpsc::error::TrySendError::Full(_)))
+fn told(events: &mpsc::Sender<Event>, event: Event) -> bool {
+    !matches!(events.try_send(event), Err(mpsc::error::TrySendError::Full(_)))
 }
 
 /// A full buffer gives its oldest packet for it: a probe that waits is a false alarm.

@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use crate::control::event::Now;
 
 pub mod api;
+pub mod atomic_instant;
 pub mod autogroup;
 pub mod events;
 pub mod host;

@@ -13,6 +13,7 @@ use crate::control::event::{LocalNetwork, LocalNode, Now};
 use crate::control::members::{Members, Peer};
 use crate::control::offers::Offers;
 use crate::control::rib;
+use crate::forward::flows::TCP_IDLE;
 
 /// Why nothing can be given to an egress node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,8 +88,8 @@ impl Standing {
     }
 }
 
-/// The longest that a flow stays without a packet: an idle TCP connection (see `forward::flows`).
-const FLOW_LIFE: Duration = Duration::from_secs(7440);
+/// The longest that a flow stays without a packet.
+const FLOW_LIFE: Duration = Duration::from_secs(TCP_IDLE as u64);
 
 /// A node as it is seen at a moment.
 #[derive(Debug, Clone)]
@@ -150,10 +151,7 @@ pub(super) fn look(
             let offer = offers.get(node).copied();
             let known = offer.or_else(|| last_word(node));
             let (standing, ago) = match *node == local.identity.node {
-                true => (
-                    offer.map_or(Standing::Down(Absence::NoOffer), of_offer),
-                    known.map_or(Duration::ZERO, ago),
-                ),
+                true => offer.map_or((Standing::Down(Absence::NoOffer), Duration::ZERO), of_offer),
                 false => of_peer(members.peers.get(node), offer, now),
             };
             let priority = known.map_or(u32::MAX, |offer| offer.priority);
@@ -163,30 +161,25 @@ pub(super) fn look(
         .collect()
 }
 
-fn of_offer(offer: &EgressOffer) -> Standing {
-    match offer.condition {
+/// By its own word: how it stands, and how long ago the last proof was that it carried.
+fn of_offer(offer: &EgressOffer) -> (Standing, Duration) {
+    let standing = match offer.condition {
         Condition::Healthy => Standing::Alive,
         Condition::Draining => Standing::Draining,
-        Condition::UplinkDown { fault, .. } => Standing::UplinkDown(fault),
         Condition::Drained => Standing::Drained,
-    }
-}
-
-/// How long ago the last proof was that it carries, by its own word.
-fn ago(offer: &EgressOffer) -> Duration {
-    match offer.condition {
-        Condition::UplinkDown { for_ms, .. } => Duration::from_millis(for_ms.into()),
-        Condition::Healthy | Condition::Draining | Condition::Drained => Duration::ZERO,
-    }
+        Condition::UplinkDown { fault, for_ms } => {
+            return (Standing::UplinkDown(fault), Duration::from_millis(for_ms.into()));
+        }
+    };
+    (standing, Duration::ZERO)
 }
 
 /// With how long it has carried nothing, as far as that is known.
 fn of_peer(peer: Option<&Peer>, offer: Option<&EgressOffer>, now: Now) -> (Standing, Duration) {
     let Some(peer) = peer else { return (Standing::Down(Absence::Tunnel), Duration::ZERO) };
     // its tunnel may be back before its new record: what it said on leaving is over
-    let said_goodbye = peer.record.as_ref().is_some_and(|record| record.record.leaving);
     let standing = match (&peer.tunnel, offer) {
-        _ if peer.left || said_goodbye => Standing::Down(Absence::Left),
+        _ if peer.left || peer.said_goodbye() => Standing::Down(Absence::Left),
         (None, _) if peer.reason.as_ref().is_some_and(|r| r.label == CloseCode::Superseded.reason()) => {
             Standing::Down(Absence::Replaced)
         }
@@ -196,7 +189,7 @@ fn of_peer(peer: Option<&Peer>, offer: Option<&EgressOffer>, now: Now) -> (Stand
             (Some(since), _) => {
                 return (Standing::Silent, now.mono.saturating_duration_since(since));
             }
-            (None, _) => return (of_offer(offer), ago(offer)),
+            (None, _) => return of_offer(offer),
         },
     };
     (standing, Duration::ZERO)

@@ -146,7 +146,7 @@ pub enum HostOut {
     /// route that is not among them is refused.
     Tunnel {
         /// No destination twice.
-        ways: Vec<(Prefix, Option<u32>)>,
+        destinations: Vec<(Prefix, Option<u32>)>,
     },
     /// SNAT on this host, without the TUN.
     Local(HostEgress),
@@ -216,25 +216,30 @@ impl HostNetwork {
 
     /// The destinations of a family that are decided on, and the MTU of their way into the TUN (`None`: refused), the longest
     /// prefix first. The last one is the default route; none where the segment leaves by this host.
-    pub fn ways(&self, v4: bool) -> Vec<(Prefix, Option<u32>)> {
-        let mut ways = match &self.out {
+    pub fn destinations(&self, v4: bool) -> Vec<(Prefix, Option<u32>)> {
+        let elected = match &self.out {
             HostOut::Local(_) => return Vec::new(),
-            HostOut::None => Vec::new(),
-            HostOut::Tunnel { ways } => ways.iter().filter(|(to, _)| to.is_v4() == v4).copied().collect(),
+            HostOut::None => &[],
+            HostOut::Tunnel { destinations } => destinations.as_slice(),
         };
-        if !ways.iter().any(|(to, _)| to.len() == 0) {
-            ways.push((Prefix::default_route(v4), None));
+        let mut all: Vec<_> = elected.iter().filter(|(to, _)| to.is_v4() == v4).copied().collect();
+        if !all.iter().any(|(to, _)| to.len() == 0) {
+            all.push((Prefix::default_route(v4), None));
         }
-        ways.sort_by_key(|(to, _)| (std::cmp::Reverse(to.len()), *to));
-        ways
+        all.sort_by_key(|(to, _)| (std::cmp::Reverse(to.len()), *to));
+        all
+    }
+
+    /// How the segment itself leaves by this host, if it does.
+    pub fn local(&self) -> Option<&HostEgress> {
+        match &self.out {
+            HostOut::Local(egress) => Some(egress),
+            HostOut::None | HostOut::Tunnel { .. } => None,
+        }
     }
 
     /// What leaves to the Internet by this host: for others, and for its own segment.
     pub fn egresses(&self) -> impl Iterator<Item = &HostEgress> {
-        let local = match &self.out {
-            HostOut::Local(egress) => Some(egress),
-            HostOut::None | HostOut::Tunnel { .. } => None,
-        };
-        self.offer.iter().chain(local)
+        self.offer.iter().chain(self.local())
     }
 }

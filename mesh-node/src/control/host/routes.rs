@@ -106,7 +106,7 @@ pub fn routes(state: &HostState) -> Vec<Route> {
             table.send(inner, announced.prefix, &network.segment, announced.via, network, None);
         }
         for v4 in families.iter().filter(|v4| network.uses_family(**v4)) {
-            for (to, mtu) in network.ways(*v4) {
+            for (to, mtu) in network.destinations(*v4) {
                 match mtu {
                     Some(mtu) => {
                         let mtu = if to.is_v4() { mtu } else { mtu.max(MIN_MTU_V6) };

@@ -188,35 +188,37 @@ fn mark_statement(network: &HostNetwork) -> String {
     )
 }
 
-/// What of the own VMs' traffic leaves at once: the longest prefix decides, so it stands first.
+/// What of the own VMs' traffic leaves at once.
 fn own_chain(out: &mut String, network: &HostNetwork) -> std::fmt::Result {
-    let mut destinations = network.own.destinations.clone();
-    destinations.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
-    writeln!(out, "\tchain own{} {{", network.slot)?;
-    for (prefix, leaves) in destinations {
-        let ip = if prefix.is_v4() { "ip" } else { "ip6" };
-        let mark = if leaves { mark_statement(network) } else { String::new() };
-        writeln!(out, "\t\t{ip} daddr {prefix} {mark} return")?;
+    let mark = mark_statement(network);
+    let of = |(to, leaves): &(Prefix, bool)| (*to, if *leaves { mark.as_str() } else { "" });
+    destination_chain(out, &format!("own{}", network.slot), network.own.destinations.iter().map(of).collect())
+}
+
+/// Counts what is refused.
+fn closed_chain(out: &mut String, network: &HostNetwork) -> std::fmt::Result {
+    let families = [true, false].into_iter().filter(|v4| refuses(network, *v4));
+    let of =
+        |(to, mtu): (Prefix, Option<u32>)| (to, if mtu.is_none() { "counter name no_egress" } else { "" });
+    let all = families.flat_map(|v4| network.destinations(v4)).map(of).collect();
+    destination_chain(out, &format!("closed{}", network.slot), all)
+}
+
+/// A chain to jump to, with a statement for each destination. The longest prefix decides, so it stands first.
+fn destination_chain(out: &mut String, name: &str, mut all: Vec<(Prefix, &str)>) -> std::fmt::Result {
+    all.sort_by_key(|(to, _)| std::cmp::Reverse(to.len()));
+    writeln!(out, "\tchain {name} {{")?;
+    for (to, statement) in all {
+        let ip = if to.is_v4() { "ip" } else { "ip6" };
+        let gap = if statement.is_empty() { "" } else { " " };
+        writeln!(out, "\t\t{ip} daddr {to} {statement}{gap}return")?;
     }
     writeln!(out, "\t}}")
 }
 
 /// Whether anything of a family that would leave is refused for want of an egress node.
 fn refuses(network: &HostNetwork, v4: bool) -> bool {
-    network.uses_family(v4) && network.ways(v4).iter().any(|(_, mtu)| mtu.is_none())
-}
-
-/// Counts what is refused. The longest prefix decides.
-fn closed_chain(out: &mut String, network: &HostNetwork) -> std::fmt::Result {
-    writeln!(out, "\tchain closed{} {{", network.slot)?;
-    for v4 in [true, false].into_iter().filter(|v4| refuses(network, *v4)) {
-        let ip = if v4 { "ip" } else { "ip6" };
-        for (to, mtu) in network.ways(v4) {
-            let counted = if mtu.is_none() { "counter name no_egress " } else { "" };
-            writeln!(out, "\t\t{ip} daddr {to} {counted}return")?;
-        }
-    }
-    writeln!(out, "\t}}")
+    network.uses_family(v4) && network.destinations(v4).iter().any(|(_, mtu)| mtu.is_none())
 }
 
 /// Replies of a marked flow carry its mark back; so do the ICMP errors about it.
@@ -287,7 +289,7 @@ fn narrow_lines(lines: &mut Vec<String>, network: &HostNetwork) {
     for (mtu, prefixes) in narrow {
         clamp(&braced(prefixes), mtu);
     }
-    for (to, mtu) in network.ways(false).into_iter().rev() {
+    for (to, mtu) in network.destinations(false).into_iter().rev() {
         if let Some(mtu) = mtu.filter(|mtu| *mtu < MIN_MTU_V6) {
             // the default route comes first, and what is narrower changes it
             clamp(&if to.len() == 0 { "!= @all6".to_owned() } else { to.to_string() }, mtu);

@@ -43,7 +43,7 @@ fn state() -> HostState {
                     route("203.0.113.14/32", Some(1400), false),
                     route("203.0.113.16/29", Some(1400), false),
                 ],
-                out: HostOut::Tunnel { ways: vec![(Prefix::default_route(true), Some(1380))] },
+                out: HostOut::Tunnel { destinations: vec![(Prefix::default_route(true), Some(1380))] },
                 offer: Some(HostEgress {
                     interface: Some("eth0".into()),
                     snat: vec!["198.51.100.11".parse().unwrap()],
@@ -408,7 +408,7 @@ fn a_destination_with_nobody_is_refused_whoever_carries_a_shorter_one() {
         let out = out.filter(|route| [narrow, wide].contains(&route.prefix));
         out.map(|route| (route.prefix, route.kind == RouteKind::Unreachable)).collect::<Vec<_>>()
     };
-    state.networks[0].out = HostOut::Tunnel { ways: vec![(wide, Some(1380)), (narrow, None)] };
+    state.networks[0].out = HostOut::Tunnel { destinations: vec![(wide, Some(1380)), (narrow, None)] };
     let mut all = kinds(&state);
     all.sort();
     assert_eq!(all, [(wide, false), (wide, true), (narrow, true)]);
@@ -421,7 +421,7 @@ fn a_destination_with_nobody_is_refused_whoever_carries_a_shorter_one() {
         "{text}"
     );
     // and the other way round
-    state.networks[0].out = HostOut::Tunnel { ways: vec![(narrow, Some(1380)), (wide, None)] };
+    state.networks[0].out = HostOut::Tunnel { destinations: vec![(narrow, Some(1380)), (wide, None)] };
     let mut all = kinds(&state);
     all.sort();
     assert_eq!(all, [(wide, true), (narrow, false)]);
@@ -432,6 +432,6 @@ fn a_destination_with_nobody_is_refused_whoever_carries_a_shorter_one() {
         ),
         "{text}"
     );
-    state.networks[0].out = HostOut::Tunnel { ways: vec![(wide, Some(1380))] };
+    state.networks[0].out = HostOut::Tunnel { destinations: vec![(wide, Some(1380))] };
     assert!(!ruleset(&state).contains("closed0"), "nothing is refused");
 }

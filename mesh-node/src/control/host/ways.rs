@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use mesh_proto::Prefix;
 
-use super::{HostEgress, HostNetwork, HostOut};
+use super::{HostEgress, HostNetwork};
 
 /// Of one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +34,7 @@ pub enum Lost {
 impl Ways {
     /// Those of a network; `None`: it has none.
     pub fn of(network: &HostNetwork) -> Option<Self> {
-        let local = match &network.out {
-            HostOut::Local(egress) => Some(egress.clone()),
-            HostOut::None | HostOut::Tunnel { .. } => None,
-        };
+        let local = network.local().cloned();
         if network.offer.is_none() && local.is_none() {
             return None;
         }

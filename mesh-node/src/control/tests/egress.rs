@@ -128,7 +128,7 @@ fn three_egress_nodes_go_one_after_the_other_then_traffic_is_refused_until_one_r
     world.says("ph4", LINK_DOWN);
     assert_eq!(world.elected("ph1"), None);
     assert!(world.spec("ph1").egress.iter().all(|(_, via)| via.is_empty()), "refused at once");
-    let ways = world.nodes["ph1"].host.as_ref().unwrap().networks[0].ways(true);
+    let ways = world.nodes["ph1"].host.as_ref().unwrap().networks[0].destinations(true);
     assert!(ways.iter().all(|(_, mtu)| mtu.is_none()), "{ways:?}");
     assert_eq!(world.answer().state, "none");
     let states: Vec<String> = world.answer().candidates.into_iter().map(|c| c.state).collect();
@@ -291,8 +291,9 @@ fn while_nobody_is_healthy_a_network_falls_back_to_this_host_as_a_whole_if_it_ma
     let rules = EgressRules { fallback: EgressFallback::Local, ..EgressRules::default() };
     let mut world = World::with_egress(2, rules);
     let out = |world: &World| world.nodes["ph1"].host.as_ref().unwrap().networks[0].out.clone();
-    let carried =
-        |world: &World| world.nodes["ph1"].host.as_ref().unwrap().networks[0].ways(true)[0].1.is_some();
+    let carried = |world: &World| {
+        world.nodes["ph1"].host.as_ref().unwrap().networks[0].destinations(true)[0].1.is_some()
+    };
     assert!(carried(&world));
     world.kill("ph2");
     world.probes("ph3", liveness::Change::Silent(Duration::from_millis(150)));
@@ -476,7 +477,9 @@ fn one_that_is_resumed_takes_its_place_again_even_if_it_was_away_meanwhile() {
 #[test]
 fn flows_that_may_have_stayed_with_a_former_egress_node_keep_the_mtu_of_its_path() {
     let mut world = World::with_egress(2, EgressRules::default());
-    let mtu = |world: &World| world.nodes["ph1"].host.as_ref().unwrap().networks[0].ways(true)[0].1.unwrap();
+    let mtu = |world: &World| {
+        world.nodes["ph1"].host.as_ref().unwrap().networks[0].destinations(true)[0].1.unwrap()
+    };
     let path = |world: &mut World, of: &str, mtu: u32| {
         let conn = world.nodes["ph1"].control.members.peers[&of.parse::<NodeId>().unwrap()]
             .tunnel

@@ -15,7 +15,6 @@ use rtnetlink::sys::SocketAddr;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use super::HostError;
-use crate::control::drain::Forget;
 use crate::control::host::MARK_MASK;
 
 /// `CTA_ZONE` and `CTA_MARK_MASK` of the kernel's nfnetlink_conntrack.h; the crate does not know them. The zone is a part of
@@ -124,21 +123,14 @@ pub async fn delete_marked(mark: u32) -> Result<(), HostError> {
     Table::open(DELETE)?.request(NetfilterProtoFamily::Unspec, delete, NLM_F_ACK, |_| {}).await
 }
 
-/// Deletes those with this mark that began at such a source.
-pub(super) async fn delete_marked_from(mark: u32, from: impl Fn(IpAddr) -> bool) -> Result<(), HostError> {
+/// Deletes those with this mark of which this is true: where they began, and their transport protocol.
+pub async fn delete_marked_if(mark: u32, is_it: impl Fn(IpAddr, u8) -> bool) -> Result<(), HostError> {
     let all = list(Some(mark)).await?;
-    let began = |connection: &Connection| ends(&connection.attributes).map(|(original, _)| original.source);
-    delete(all.into_iter().filter(|connection| began(connection).is_some_and(&from))).await
-}
-
-/// Deletes what ends with a drain.
-pub async fn delete_drained(forget: &Forget) -> Result<(), HostError> {
-    let all = list(Some(forget.mark)).await?;
-    let ends_now = |connection: &Connection| {
+    let chosen = |connection: &Connection| {
         let (original, _) = ends(&connection.attributes)?;
-        Some(forget.has(original.source, protocol(&connection.attributes)?))
+        Some(is_it(original.source, protocol(&connection.attributes)?))
     };
-    delete(all.into_iter().filter(|connection| ends_now(connection).unwrap_or(false))).await
+    delete(all.into_iter().filter(|connection| chosen(connection).unwrap_or(false))).await
 }
 
 const DELETE: &str = "delete tracked connections";
@@ -190,5 +182,22 @@ impl Table {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_named_by_its_first_tuple_and_its_zone() {
+        let original =
+            ConntrackAttribute::CtaTupleOrig(vec![Tuple::Ip(vec![IPTuple::SourceAddress(IpAddr::from([
+                192, 168, 100, 10,
+            ]))])]);
+        let zone = ConntrackAttribute::Other(DefaultNla::new(ZONE_ATTRIBUTE, vec![0, 7]));
+        let reply = ConntrackAttribute::CtaTupleReply(vec![]);
+        let all = vec![original.clone(), reply, ConntrackAttribute::CtaMark(7), zone.clone()];
+        assert_eq!(all.into_iter().filter(names).collect::<Vec<_>>(), [original, zone]);
     }
 }

@@ -396,8 +396,8 @@ impl HostSync {
             let ended = match ways.lost(now.get(mark)) {
                 Lost::Nothing => Ok(()),
                 Lost::All => conntrack::delete_marked(*mark).await,
-                Lost::Own => conntrack::delete_marked_from(*mark, |source| ways.is_own(source)).await,
-                Lost::Others => conntrack::delete_marked_from(*mark, |source| !ways.is_own(source)).await,
+                Lost::Own => conntrack::delete_marked_if(*mark, |source, _| ways.is_own(source)).await,
+                Lost::Others => conntrack::delete_marked_if(*mark, |source, _| !ways.is_own(source)).await,
             };
             if let Err(error) = ended {
                 tell(Notice::FlowsStay { error: error.to_string() });

@@ -2,9 +2,11 @@
 //! heard nothing: that is its own silence, not its peers'.
 
 use std::net::UdpSocket;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant};
+
+use crate::io::atomic_instant::AtomicInstant;
 
 /// Not read for so long, with more waiting than one call takes: the socket's buffer may have been full, and what came then is
 /// lost. At 1.8 Gb/s it is full after 9 ms.
@@ -13,36 +15,34 @@ const GAP: Duration = Duration::from_millis(20);
 /// What is known of a socket's reader.
 #[derive(Debug)]
 pub struct Hearing {
-    origin: Instant,
     /// To look at: the same socket.
     socket: Option<UdpSocket>,
     /// The reader has taken all that it was offered.
     idle: AtomicBool,
-    /// When the reader was served last, and until when it was deaf; microseconds since `origin`, 0: never.
-    served_us: AtomicU64,
-    deaf_until_us: AtomicU64,
+    /// When the reader was served last, and until when it was deaf; at first when it was made.
+    served: AtomicInstant,
+    deaf_until: AtomicInstant,
 }
 
 impl Hearing {
     /// Of the reader of a socket; without one, of a reader that misses nothing.
     pub fn new(socket: Option<UdpSocket>) -> Self {
         Self {
-            origin: Instant::now(),
             socket,
             idle: AtomicBool::new(true),
-            served_us: AtomicU64::new(0),
-            deaf_until_us: AtomicU64::new(0),
+            served: AtomicInstant::default(),
+            deaf_until: AtomicInstant::default(),
         }
     }
 
     /// The reader has asked for as many packets as there is `room` for, and gets this answer.
     pub fn served<E>(&self, answer: &Poll<Result<usize, E>>, room: usize) {
-        let now_us = self.origin.elapsed().as_micros() as u64;
-        let before_us = self.served_us.swap(now_us, Relaxed);
+        let now = Instant::now();
+        let before = self.served.replace(now);
         self.idle.store(answer.is_pending(), Relaxed);
         let full = matches!(answer, Poll::Ready(Ok(count)) if *count >= room);
-        if full && now_us - before_us.min(now_us) >= GAP.as_micros() as u64 {
-            self.deaf_until_us.store(now_us, Relaxed);
+        if full && now.saturating_duration_since(before) >= GAP {
+            self.deaf_until.set(now);
         }
     }
 
@@ -57,7 +57,7 @@ impl Hearing {
 
     /// Until when this node may have missed what was sent to it; long ago: never.
     pub fn deaf_until(&self) -> Instant {
-        self.origin + Duration::from_micros(self.deaf_until_us.load(Relaxed))
+        self.deaf_until.get()
     }
 }
 

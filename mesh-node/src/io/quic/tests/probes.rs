@@ -41,9 +41,18 @@ async fn tunnel() -> (Connection, Connection, (Node, Node)) {
     (theirs, connection, (a, b))
 }
 
-/// Of a reader that misses nothing.
-fn hearing() -> Arc<Hearing> {
-    Arc::new(Hearing::new(None))
+/// Probes this connection by the number, and reads from it all there is. `begin` is what the thread does first.
+fn probing(
+    number: u32,
+    connection: &Connection,
+    begin: fn(),
+) -> (ConnId, Prober, Aside, mpsc::Receiver<Event>) {
+    let (events_tx, events) = mpsc::channel(16);
+    let prober = Prober::start(events_tx, Arc::new(Hearing::new(None)), begin).unwrap();
+    let conn = ConnId(u64::from(number));
+    let aside = Aside::new(conn, prober.clone());
+    prober.open(conn, connection.clone(), aside.heard.clone());
+    (conn, prober, aside, events)
 }
 
 /// What the control loop is told within so long.
@@ -57,11 +66,7 @@ async fn told(events: &mut mpsc::Receiver<Event>, within: Duration) -> Option<Ch
 #[tokio::test]
 async fn probes_for_another_session_are_counted_and_are_no_probes_of_this_one() {
     let (_theirs, ours, _nodes) = tunnel().await;
-    let (events_tx, mut events) = mpsc::channel(16);
-    let prober = Prober::start(events_tx, hearing(), || {}).unwrap();
-    let conn = ConnId(u64::from(OURS));
-    let aside = Aside::new(conn, prober.clone());
-    prober.open(conn, ours.clone(), aside.heard.clone());
+    let (conn, prober, aside, mut events) = probing(OURS, &ours, || {});
     let patient = ProbeParams { interval: Duration::from_millis(200), multiplier: 3 };
     prober.want([(conn, patient)].into());
     let take = |probe: Probe| {
@@ -91,10 +96,7 @@ async fn probes_for_another_session_are_counted_and_are_no_probes_of_this_one() 
 #[tokio::test]
 async fn a_malformed_probe_is_left_to_the_packet_path_which_counts_it_as_a_bad_frame() {
     let (_theirs, ours, _nodes) = tunnel().await;
-    let (events_tx, mut events) = mpsc::channel(16);
-    let prober = Prober::start(events_tx, hearing(), || {}).unwrap();
-    let aside = Aside::new(ConnId(1), prober.clone());
-    prober.open(ConnId(1), ours.clone(), aside.heard.clone());
+    let (_, _prober, aside, mut events) = probing(1, &ours, || {});
     let good = probe_frame(&probe(State::Down, 0).encode());
     let mut cases: Vec<Vec<u8>> =
         vec![good[..good.len() - 1].to_vec(), [&good[..], &[0]].concat(), vec![0, 8, 1]];
@@ -117,10 +119,7 @@ async fn a_malformed_probe_is_left_to_the_packet_path_which_counts_it_as_a_bad_f
 #[tokio::test]
 async fn a_peer_that_probes_us_unasked_is_answered_and_a_flood_of_it_stops_nobody() {
     let (theirs, ours, _nodes) = tunnel().await;
-    let (events_tx, _events) = mpsc::channel(16);
-    let prober = Prober::start(events_tx, hearing(), || {}).unwrap();
-    let aside = Aside::new(ConnId(u64::from(OURS)), prober.clone());
-    prober.open(ConnId(u64::from(OURS)), ours.clone(), aside.heard.clone());
+    let (_, _prober, aside, _events) = probing(OURS, &ours, || {});
     let frame = Bytes::copy_from_slice(&probe_frame(&probe(State::Down, 0).encode()));
     for _ in 0..20_000 {
         assert!(aside.took(&ours, &frame));
@@ -135,11 +134,7 @@ async fn a_peer_that_probes_us_unasked_is_answered_and_a_flood_of_it_stops_nobod
 #[tokio::test]
 async fn of_a_flood_no_more_waits_than_its_bound() {
     let (_theirs, ours, _nodes) = tunnel().await;
-    let (events_tx, _events) = mpsc::channel(16);
-    let prober =
-        Prober::start(events_tx, hearing(), || std::thread::sleep(Duration::from_millis(500))).unwrap();
-    let aside = Aside::new(ConnId(1), prober.clone());
-    prober.open(ConnId(1), ours.clone(), aside.heard.clone());
+    let (_, _prober, aside, _events) = probing(1, &ours, || std::thread::sleep(Duration::from_millis(500)));
     let frame = Bytes::copy_from_slice(&probe_frame(&probe(State::Down, 0).encode()));
     for _ in 0..1000 {
         assert!(aside.took(&ours, &frame), "it is a probe, and no packet");
@@ -155,11 +150,7 @@ async fn of_a_flood_no_more_waits_than_its_bound() {
 /// The thread of the probes runs, and the runtime that reads the socket does not until the detection time is just over.
 async fn alarmed_by_a_pause() -> bool {
     let (_theirs, ours, _nodes) = tunnel().await;
-    let (events_tx, mut events) = mpsc::channel(16);
-    let prober = Prober::start(events_tx, hearing(), || {}).unwrap();
-    let conn = ConnId(u64::from(OURS));
-    let aside = Aside::new(conn, prober.clone());
-    prober.open(conn, ours.clone(), aside.heard.clone());
+    let (conn, prober, aside, mut events) = probing(OURS, &ours, || {});
     let interval = Duration::from_millis(200);
     prober.want([(conn, ProbeParams { interval, multiplier: 3 })].into());
     let take = move |state| {
@@ -195,11 +186,7 @@ async fn what_has_come_and_was_not_read_is_no_silence() {
 #[tokio::test]
 async fn an_egress_node_whose_control_loop_hangs_is_silent_until_it_turns_again() {
     let (theirs, ours, _nodes) = tunnel().await;
-    let (events_tx, mut events) = mpsc::channel(16);
-    let prober = Prober::start(events_tx, hearing(), || {}).unwrap();
-    let conn = ConnId(u64::from(OURS));
-    let aside = Aside::new(conn, prober.clone());
-    prober.open(conn, ours.clone(), aside.heard.clone());
+    let (conn, prober, _aside, mut events) = probing(OURS, &ours, || {});
     prober.want([(conn, ProbeParams::DEFAULT)].into());
     prober.keep(Lease { marks: vec![0x5000_0000], term: Term::default() });
     let probed = async |within: Duration| tokio::time::timeout(within, theirs.read_datagram()).await.is_ok();
