@@ -339,11 +339,7 @@ impl Loop {
                 }
                 Output::Send { conn, message } => {
                     let Some(live) = self.live.get(&conn) else { continue };
-                    if live.writer.try_send(message).is_err() {
-                        // it takes nothing any more: better a new tunnel than a queue without end
-                        let text = "control messages are not taken".to_owned();
-                        control.handle(Input::Breach { conn, text }, now());
-                    }
+                    breach(control, conn, give(&live.writer, message));
                 }
                 Output::Hello(hello) => wiring.context.hello = hello,
                 Output::Save(saved) => {
@@ -425,6 +421,15 @@ impl Loop {
         if drained {
             wiring.waker.wake();
         }
+    }
+}
+
+/// Gives a peer's connection a control message. A peer that takes none any more is a breach: better a new tunnel than a queue without
+/// end. One whose connection has closed is not: that comes as an event of its own, with the reason.
+fn give(writer: &mpsc::Sender<Message>, message: Message) -> Result<(), String> {
+    match writer.try_send(message) {
+        Err(mpsc::error::TrySendError::Full(_)) => Err("control messages are not taken".to_owned()),
+        Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
     }
 }
 

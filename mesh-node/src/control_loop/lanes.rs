@@ -224,7 +224,7 @@ impl Session {
                 }
                 Step::Announce(lane) => {
                     let ready = Message::LaneReady(LaneReady { lane });
-                    self.writer.try_send(ready).map_err(|_| "control messages are not taken")?;
+                    super::give(&self.writer, ready)?;
                 }
                 Step::Send { number, sealer } => {
                     debug!(?conn, lane = number, "packets travel on a lane");

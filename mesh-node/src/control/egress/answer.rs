@@ -193,7 +193,6 @@ impl Control {
             Standing::Silent => "has a tunnel that is up, and does not answer probes",
             Standing::Down(Absence::Left) => "has stopped politely",
             Standing::Down(Absence::NoOffer) => "offers no egress for this network",
-            Standing::Down(Absence::Replaced) => "has no tunnel yet: of two the other one is kept",
             Standing::Down(Absence::Tunnel) => {
                 let peer = self.members.peers.get(&candidate.node);
                 let why = peer.and_then(|peer| peer.reason.as_ref());

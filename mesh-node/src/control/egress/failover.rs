@@ -177,7 +177,7 @@ fn cause(gone: &[Option<&Candidate>], election: &Election, operator: bool) -> Fa
     let Some(Some(gone)) = gone.first() else { return FailoverCause::Left };
     match gone.standing {
         Standing::Silent => FailoverCause::Liveness,
-        Standing::Down(Absence::Tunnel | Absence::Replaced) => FailoverCause::Tunnel,
+        Standing::Down(Absence::Tunnel) => FailoverCause::Tunnel,
         Standing::Down(Absence::Left | Absence::NoOffer) => FailoverCause::Left,
         Standing::UplinkDown(_) => FailoverCause::Uplink,
         Standing::Draining | Standing::Drained => FailoverCause::Drain,

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use mesh_proto::hello::CloseCode;
 use mesh_proto::record::{Condition, EgressOffer, UplinkFault};
 use mesh_proto::{NodeId, Prefix};
 
@@ -20,8 +19,6 @@ use crate::forward::flows::TCP_IDLE;
 pub enum Absence {
     /// There is no tunnel to it.
     Tunnel,
-    /// Both sides had dialed, and the tunnel that is kept is not up here yet: a matter of a round trip, and nobody's failure.
-    Replaced,
     /// It has stopped politely.
     Left,
     /// It is there, and does not offer egress for the network.
@@ -49,7 +46,7 @@ pub enum Standing {
 
 impl Standing {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 11] = [
         Self::Alive,
         Self::HeldDown,
         Self::Draining,
@@ -59,7 +56,6 @@ impl Standing {
         Self::UplinkDown(UplinkFault::Kernel),
         Self::Silent,
         Self::Down(Absence::Tunnel),
-        Self::Down(Absence::Replaced),
         Self::Down(Absence::Left),
         Self::Down(Absence::NoOffer),
     ];
@@ -90,6 +86,10 @@ impl Standing {
 
 /// The longest that a flow stays without a packet.
 const FLOW_LIFE: Duration = Duration::from_secs(TCP_IDLE as u64);
+
+/// Whoever has carried for less has only been about to, and what takes that back is no failure of its own: of two nodes that dial each
+/// other one gives its tunnel up for the other's, and the news of a dead uplink come after its node is heard again.
+const SETTLED: Duration = Duration::from_millis(100);
 
 /// A node as it is seen at a moment.
 #[derive(Debug, Clone)]
@@ -180,9 +180,6 @@ fn of_peer(peer: Option<&Peer>, offer: Option<&EgressOffer>, now: Now) -> (Stand
     // its tunnel may be back before its new record: what it said on leaving is over
     let standing = match (&peer.tunnel, offer) {
         _ if peer.left || peer.said_goodbye() => Standing::Down(Absence::Left),
-        (None, _) if peer.reason.as_ref().is_some_and(|r| r.label == CloseCode::Superseded.reason()) => {
-            Standing::Down(Absence::Replaced)
-        }
         (None, _) => Standing::Down(Absence::Tunnel),
         (Some(_), None) => Standing::Down(Absence::NoOffer),
         (Some(tunnel), Some(offer)) => match (tunnel.silent, offer.condition) {
@@ -207,7 +204,7 @@ pub(super) struct Track {
     pub(super) failed: bool,
     /// When its hold-down ends, milliseconds since 1970; while there is one.
     pub(super) held_until_unix_ms: Option<u64>,
-    /// It has carried since this node started.
+    /// It has carried, and for more than an instant, since this node started.
     ever: bool,
     /// When it was elected last, for whatever destination; not before it failed last.
     elected: Option<Instant>,
@@ -222,7 +219,7 @@ impl Track {
             since: now,
             carried: now.mono,
             failed: false,
-            ever: sight.standing.carries(),
+            ever: false,
             elected: None,
             held_until_unix_ms: None,
             damping: Damping::default(),
@@ -232,7 +229,8 @@ impl Track {
     /// How it is at this moment. Tells of a hold-down that begins, or becomes longer.
     pub(super) fn see(&mut self, seen: Standing, ago: Duration, now: Now) -> Option<HoldDown> {
         let carried = self.standing.carries();
-        let hold = (carried && seen.is_failure()).then(|| self.damping.failed(now.mono)).flatten();
+        let settled = carried && now.mono.saturating_duration_since(self.since.mono) >= SETTLED;
+        let hold = (settled && seen.is_failure()).then(|| self.damping.failed(now.mono)).flatten();
         let until = self.damping.held_until(now.mono);
         let left = |until: Instant| until.saturating_duration_since(now.mono).as_millis() as u64;
         self.held_until_unix_ms = until.map(|until| now.unix_ms + left(until));
@@ -245,12 +243,11 @@ impl Track {
             let ago = ago.min(now.mono.saturating_duration_since(self.since.mono));
             self.carried = now.mono.checked_sub(ago).unwrap_or(now.mono);
         }
-        self.ever |= standing.carries();
+        self.ever |= settled;
         // whoever is drained and resumed was called back by its operator, and takes its place again, whatever was in between
         let resumed = matches!(self.standing, Standing::Draining | Standing::Drained)
             && matches!(standing, Standing::Alive | Standing::HeldDown);
-        let missing = !standing.carries()
-            && ![Standing::Drained, Standing::Down(Absence::Replaced)].contains(&standing);
+        let missing = !standing.carries() && standing != Standing::Drained;
         self.failed = (self.failed && !resumed) || (self.ever && missing);
         if !standing.carries() {
             self.elected = None;
