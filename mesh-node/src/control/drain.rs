@@ -44,7 +44,7 @@ const AT_LEAST: Duration = Duration::from_secs(1);
 /// From the news to the deletion of tracked connections: the resets that follow it need them for their addresses.
 const FORGET_AFTER: Duration = Duration::from_secs(1);
 
-/// A flow without a state of its own that was quiet for so many seconds is not in progress.
+/// A flow that was quiet for so many seconds, and has no state that says otherwise, is not in progress.
 const QUIET: u32 = 3;
 
 /// What to count: connections with one of these marks, by where they come from.
@@ -102,10 +102,6 @@ pub struct Tracked {
     pub left: u32,
 }
 
-/// A closed TCP connection that carried a packet within so many seconds may not have closed: conntrack takes a FIN that is
-/// sent twice, as to a VM that reads slowly, for the FIN of both sides.
-const QUIET_CLOSED: u32 = 1;
-
 /// What conntrack gives a connection at each packet, in seconds (`net.netfilter.nf_conntrack_*`).
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
@@ -127,16 +123,18 @@ impl Tracked {
         const SYN_SENT: u8 = 1;
         const LAST_ACK: u8 = 6;
         const TIME_WAIT: u8 = 7;
-        let (full, quiet) = match (self.protocol, self.tcp_state) {
+        let full = match (self.protocol, self.tcp_state) {
             (transport::TCP, Some(SYN_SENT..=LAST_ACK)) => return true,
-            (transport::TCP, Some(TIME_WAIT)) => (timeouts.tcp_time_wait, QUIET_CLOSED),
+            // it may not have closed: a FIN that is sent twice (RFC 8985 does so at the end of what is sent fast) is taken for that
+            // of both sides, while the VM has still to read
+            (transport::TCP, Some(TIME_WAIT)) => timeouts.tcp_time_wait,
             (transport::TCP, _) => return false,
-            (transport::UDP, _) if self.assured => (timeouts.udp_stream, QUIET),
-            (transport::UDP, _) => (timeouts.udp, QUIET),
-            (transport::ICMP | transport::ICMPV6, _) => (timeouts.icmp, QUIET),
-            _ => (timeouts.generic, QUIET),
+            (transport::UDP, _) if self.assured => timeouts.udp_stream,
+            (transport::UDP, _) => timeouts.udp,
+            (transport::ICMP | transport::ICMPV6, _) => timeouts.icmp,
+            _ => timeouts.generic,
         };
-        full.saturating_sub(self.left) <= quiet
+        full.saturating_sub(self.left) <= QUIET
     }
 }
 
