@@ -1,6 +1,7 @@
 //! The one task that owns `Control`: an input in, its outputs carried out in order, one alarm set. It decides nothing.
 
 mod lanes;
+mod probes;
 pub mod save;
 
 use std::collections::BTreeMap;
@@ -22,7 +23,6 @@ use crate::control::status::{self, Figures, PathFigures, Traffic};
 use crate::forward::counters::{Counters, Direction, LaneCount, PeerCounters};
 use crate::forward::fib::{Egress, Fib, NetworkIx, NetworkSpec, PeerIx};
 use crate::io::host::{conntrack, flows};
-use crate::io::liveness::Prober;
 use crate::io::notices::tell;
 use crate::io::now;
 use crate::io::query::{Query, View};
@@ -33,9 +33,12 @@ use crate::io::quic::echo::Unanswered;
 use crate::io::trace::Tracer;
 use crate::notice::Notice;
 use crate::packet_loop::Waker;
+use crate::tunnel::lane::keys::Side;
 use crate::tunnel::{Carrier, Snapshot, Tunnel};
 pub use lanes::LaneSetup;
 use lanes::Lanes;
+pub use probes::ProbeWire;
+use probes::Probes;
 
 /// How long a polite goodbye may take to reach the peers.
 const GOODBYE: Duration = Duration::from_millis(300);
@@ -63,7 +66,7 @@ pub struct Wiring {
     /// Lanes, where this node has them.
     pub lanes: Option<LaneSetup>,
     /// Probes of tunnels.
-    pub prober: Prober,
+    pub probes: ProbeWire,
     /// Where a tunnel's packets go.
     pub inbound: InboundSender,
     /// Desired kernel state, the latest only, numbered from 1.
@@ -143,6 +146,7 @@ struct Live {
     writer: mpsc::Sender<Message>,
     tunnel: Option<Arc<Tunnel>>,
     aside: Aside,
+    probes: Probes,
 }
 
 /// Runs until told to stop; then says goodbye.
@@ -239,18 +243,20 @@ impl Loop {
     fn event(&mut self, control: &mut Control, event: Event, wiring: &mut Wiring) {
         let input = match event {
             Event::Input(input) => input,
-            Event::Up { input, conn, connection, writer, secret } => {
-                let aside = Aside::new(conn, wiring.prober.clone());
+            Event::Up { input, conn, connection, writer, secrets } => {
+                let aside = Aside::new(conn, wiring.probes.prober.clone());
                 let dialed = matches!(&input, Input::TunnelUp { dialed: Some(_), .. });
-                self.lanes.opened(conn, dialed, secret, &writer, aside.heard.clone());
-                wiring.prober.open(conn, connection.clone(), aside.heard.clone());
-                self.live.insert(conn, Live { connection, writer, tunnel: None, aside });
+                let side = if dialed { Side::Client } else { Side::Server };
+                let (lanes, probes) = secrets.map(|secrets| (secrets.lanes, secrets.probes)).unzip();
+                self.lanes.opened(conn, side, lanes, &writer, aside.heard.clone());
+                wiring.probes.prober.open(conn, connection.clone(), aside.heard.clone());
+                let probes = Probes::new(probes, side);
+                self.live.insert(conn, Live { connection, writer, tunnel: None, aside, probes });
                 input
             }
             Event::Pulse(question) => return question.answer(),
             Event::Readable { conn } => {
-                let tunnel = self.live.get(&conn).and_then(|live| live.tunnel.clone());
-                let started = tunnel.map_or(Ok(()), |tunnel| self.lanes.readable(conn, tunnel));
+                let started = self.readable(conn, wiring);
                 return breach(control, conn, started);
             }
             Event::LaneHalfUsed { conn, lane } => {
@@ -270,10 +276,14 @@ impl Loop {
             Input::TunnelClosed { conn, .. } => {
                 self.live.remove(conn);
                 self.lanes.closed(*conn);
-                wiring.prober.close(*conn);
+                wiring.probes.prober.close(*conn);
             }
             Input::Message { conn, message } => {
-                let (conn, taken) = (*conn, self.lanes.message(*conn, message));
+                let conn = *conn;
+                let taken = match (message, self.live.get_mut(&conn)) {
+                    (Message::ProbesReady, Some(live)) => live.probes.peer_ready(conn, &wiring.probes.prober),
+                    _ => self.lanes.message(conn, message),
+                };
                 breach(control, conn, taken);
             }
             _ => {}
@@ -318,7 +328,7 @@ impl Loop {
                 Output::Publish { networks, tunnels } => self.publish(networks, &tunnels, wiring),
                 Output::SyncHost(state) => {
                     self.host_wanted += 1;
-                    wiring.prober.keep(state.lease());
+                    wiring.probes.prober.keep(state.lease());
                     wiring.host.send_replace((self.host_wanted, state));
                 }
                 Output::Dial { target, endpoint, expect } => {
@@ -345,7 +355,7 @@ impl Loop {
                 Output::Save(saved) => {
                     wiring.save.send_replace(saved);
                 }
-                Output::Probe(wanted) => wiring.prober.want(wanted),
+                Output::Probe(wanted) => wiring.probes.prober.want(wanted),
                 Output::CountFlows(watch) => {
                     self.counting.abort_all();
                     if let Some(watch) = watch {
@@ -392,6 +402,14 @@ impl Loop {
             let _ = events.send(Event::Readable { conn }).await;
             read_datagrams(connection, tunnel, inbound, aside).await;
         });
+    }
+
+    /// Packets and probes of a tunnel may be taken.
+    fn readable(&mut self, conn: ConnId, wiring: &Wiring) -> Result<(), String> {
+        let Some(live) = self.live.get_mut(&conn) else { return Ok(()) };
+        let heard = live.aside.heard.clone();
+        live.probes.readable(conn, &live.connection, &live.writer, heard, &wiring.probes)?;
+        live.tunnel.clone().map_or(Ok(()), |tunnel| self.lanes.readable(conn, tunnel))
     }
 
     /// Builds the snapshot: tunnels that stay keep their object and its counters.

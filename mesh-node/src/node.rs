@@ -16,7 +16,7 @@ use crate::control::drain::STOP_DEADLINE;
 use crate::control::event::{Input, LocalNetwork};
 use crate::control::host::HostState;
 use crate::control::slowness;
-use crate::control_loop::{self, LaneSetup, Wiring};
+use crate::control_loop::{self, LaneSetup, ProbeWire, Wiring};
 use crate::devices::Devices;
 use crate::forward::counters::Counters;
 use crate::io;
@@ -31,7 +31,7 @@ use crate::io::quic::tls::Credentials;
 use crate::io::slowness::Sources;
 use crate::io::uplink::Uplinks;
 use crate::notice::Notice;
-use crate::packet_loop::{PacketLoops, prioritise};
+use crate::packet_loop::{PacketLoops, prioritise_probes};
 use crate::prepare::{self, Prepared, Running};
 use crate::tunnel::Snapshot;
 use crate::tunnel::pmtu::{CONFIRM, CONFIRM_BESIDE};
@@ -156,7 +156,7 @@ pub async fn run(
     let networks = local.networks.clone();
     let running = Running { config, document, numbers, identity: local.identity.clone() };
     let control = Control::new(local, trust, saved, io::chance(), io::now())?;
-    let hearing = socket.hearing();
+    let (hearing, probe_socket, receivers) = (socket.hearing(), socket.socket(), socket.probes());
     let sources = Sources {
         counters: counters.clone(),
         inbound: devices.inbound(),
@@ -167,7 +167,8 @@ pub async fn run(
     };
     let api = io::api::serve(&node.control_socket, queries_tx.clone(), reloads_tx, log, sources, api_stopped)
         .with_context(|| format!("control socket {}", node.control_socket.display()))?;
-    let prober = Prober::start(events_tx.clone(), hearing, prioritise).context("start the probing thread")?;
+    let prober =
+        Prober::start(events_tx.clone(), hearing, prioritise_probes).context("start the probing thread")?;
     let context = Context {
         hello: control.hello(),
         certificate: credentials.leaf()?,
@@ -185,7 +186,7 @@ pub async fn run(
         context,
         snapshot,
         lanes,
-        prober,
+        probes: ProbeWire { socket: probe_socket, receivers, prober },
         inbound: devices.inbound(),
         host: host_tx,
         host_applied: host_applied.clone(),

@@ -41,7 +41,7 @@ use crate::io::notices::tell;
 use crate::io::quic::datagram::{InboundSender, inbound_queue};
 use crate::io::slowness::DeviceOffloads;
 use crate::io::tun::Tun;
-use crate::io::tun::sys::prioritise_thread;
+use crate::io::tun::sys::{prioritise_thread, realtime_thread};
 use crate::notice::Notice;
 use crate::tunnel::Snapshot;
 
@@ -206,6 +206,15 @@ impl Drop for PacketLoops {
 pub fn prioritise() {
     if !prioritise_thread(NICE) {
         tracing::debug!(nice = NICE, "no priority for a packet thread: CAP_SYS_NICE is missing");
+    }
+}
+
+/// Gives the calling thread the rank to send probes on time: it runs before all that shares the processor by turns, since it does
+/// little, and is waited for. Best effort: else it has the rank of a packet thread.
+pub fn prioritise_probes() {
+    prioritise();
+    if let Err(error) = realtime_thread() {
+        tracing::debug!(%error, "no real-time rank for the probing thread");
     }
 }
 

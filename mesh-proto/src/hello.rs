@@ -73,6 +73,8 @@ pub enum Message {
     LaneOffer(LaneOffer),
     /// See there.
     LaneReady(LaneReady),
+    /// The sender can receive probes beside the connection. One that cannot steps over it, and probes travel as DATAGRAM frames.
+    ProbesReady,
 }
 
 impl Message {
@@ -86,6 +88,7 @@ impl Message {
             Self::Networks(m) => (5, codec::encode(m)),
             Self::LaneOffer(m) => (16, codec::encode(m)),
             Self::LaneReady(m) => (17, codec::encode(m)),
+            Self::ProbesReady => (18, codec::encode(&())),
         };
         let mut bytes = Vec::with_capacity(HEADER + body.len());
         bytes.extend_from_slice(&Header { kind, len: body.len() }.encode());
@@ -103,6 +106,7 @@ impl Message {
             5 => Self::Networks(codec::decode(body)?),
             16 => Self::LaneOffer(codec::decode(body)?),
             17 => Self::LaneReady(codec::decode(body)?),
+            18 => codec::decode(body).map(|()| Self::ProbesReady)?,
             _ => return Ok(None),
         }))
     }
@@ -211,6 +215,7 @@ mod tests {
         for (message, kind, bytes) in [
             (Message::LaneOffer(LaneOffer { ciphers: vec![0x1301] }), 16, &b"\x01\xfb\x01\x13"[..]),
             (Message::LaneReady(LaneReady { lane: 7 }), 17, b"\x07"),
+            (Message::ProbesReady, 18, b""),
         ] {
             let encoded = message.encode();
             let (header, body) = split(&encoded);

@@ -77,7 +77,7 @@ impl Lanes {
     pub(super) fn opened(
         &mut self,
         conn: ConnId,
-        dialed: bool,
+        side: Side,
         secret: Option<LaneSecret>,
         writer: &mpsc::Sender<Message>,
         heard: Arc<Heard>,
@@ -87,7 +87,6 @@ impl Lanes {
         if writer.try_send(Message::LaneOffer(our_offer())).is_err() {
             return;
         }
-        let side = if dialed { Side::Client } else { Side::Server };
         let session = Session {
             secret: Some(secret),
             side,

@@ -3,7 +3,8 @@
 //! we want to know of it or not.
 //!
 //! ```text
-//!  reader task of a connection --Heard--> thread --probe--> quinn      (DATAGRAM frames, beside packets)
+//!  reader of the socket, or of a --Heard--> thread --probe--> the socket (`beside`); until both sides have that, or while it
+//!  connection's DATAGRAM frames             |                is full: quinn (DATAGRAM frames)
 //!  control loop ---Want, Keep---------->    |---renewal--> kernel    (see `control::host::lease`)
 //!                                           +--Input::Liveness, LeaseLost, LeaseRenewed--> control loop
 //!                                           <---------- Question, answered (`pulse`) ---->
@@ -27,6 +28,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use self::beside::Sending;
 use self::pulse::Pulse;
 use super::atomic_instant::AtomicInstant;
 use super::host::lease::Renewals;
@@ -38,6 +40,7 @@ use crate::control::host::lease::{Keeper, Lease};
 use crate::control::liveness::{Change, HeardBy, Judgement, ProbeParams, Session};
 use crate::notice::Notice;
 
+pub mod beside;
 pub mod pulse;
 
 /// Longest sleep without a session: nothing is missed, since every message wakes.
@@ -70,6 +73,7 @@ const RETRY: Duration = Duration::from_millis(5);
 
 enum Message {
     Open { conn: ConnId, connection: quinn::Connection, heard: Arc<Heard> },
+    Beside { conn: ConnId, sending: Sending },
     Want { wanted: BTreeMap<ConnId, ProbeParams> },
     Keep { lease: Lease },
     Probed { conn: ConnId, heard: Arc<Heard>, probe: Probe, at: Instant },
@@ -144,6 +148,11 @@ impl Prober {
         self.send(Message::Open { conn, connection, heard });
     }
 
+    /// A tunnel's probes may travel beside its connection.
+    pub fn beside(&self, conn: ConnId, sending: Sending) {
+        self.send(Message::Beside { conn, sending });
+    }
+
     /// A tunnel is gone.
     pub fn close(&self, conn: ConnId) {
         self.send(Message::Close { conn });
@@ -181,6 +190,7 @@ impl Prober {
 /// A tunnel, with a session where one of its ends wants one.
 struct Tunnel {
     connection: quinn::Connection,
+    beside: Option<Sending>,
     heard: Arc<Heard>,
     session: Option<Session>,
     /// Whether we want the session, not the peer alone.
@@ -193,7 +203,16 @@ impl Tunnel {
     /// Ends the session, if there is one.
     fn take_leave(&mut self) {
         if let Some(mut session) = self.session.take() {
-            send(&self.connection, &session.farewell());
+            self.send(&session.farewell());
+        }
+    }
+
+    fn send(&mut self, probe: &Probe) {
+        if !self.beside.as_mut().is_some_and(|beside| beside.send(probe)) {
+            // a full buffer gives its oldest packet for it: a probe that waits is a false alarm. A connection that has ended is told
+            // by its task
+            let frame = frame::probe_frame(&probe.encode());
+            let _ = self.connection.send_datagram(Bytes::copy_from_slice(&frame));
         }
     }
 }
@@ -263,9 +282,15 @@ impl Thread {
     fn message(&mut self, message: Message) {
         match message {
             Message::Open { conn, connection, heard } => {
-                self.sessions
-                    .insert(conn, Tunnel { connection, heard, session: None, ours: false, untold: None });
+                let tunnel =
+                    Tunnel { connection, beside: None, heard, session: None, ours: false, untold: None };
+                self.sessions.insert(conn, tunnel);
                 self.adapt();
+            }
+            Message::Beside { conn, sending } => {
+                if let Some(tunnel) = self.sessions.get_mut(&conn) {
+                    tunnel.beside = Some(sending);
+                }
             }
             Message::Want { wanted } => {
                 self.wanted = wanted;
@@ -384,7 +409,7 @@ impl Thread {
                 if let Some(probe) = session.poll_transmit(now, &mut self.rng)
                     && !self.hangs
                 {
-                    send(&tunnel.connection, &probe);
+                    tunnel.send(&probe);
                 }
             }
             let Some(change) = tunnel.untold.take() else { continue };
@@ -408,10 +433,4 @@ impl Thread {
 /// Whether the control loop has taken it; a full one is told again.
 fn told(events: &mpsc::Sender<Event>, event: Event) -> bool {
     !matches!(events.try_send(event), Err(mpsc::error::TrySendError::Full(_)))
-}
-
-/// A full buffer gives its oldest packet for it: a probe that waits is a false alarm.
-fn send(connection: &quinn::Connection, probe: &Probe) {
-    // a connection that has ended is told by its task
-    let _ = connection.send_datagram(Bytes::copy_from_slice(&frame::probe_frame(&probe.encode())));
 }

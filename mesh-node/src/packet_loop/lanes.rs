@@ -20,7 +20,7 @@ use super::deliver::{Means, ToNetworks};
 use crate::forward::DropReason;
 use crate::forward::counters::{Batch, Direction, Drops, LaneCount, Worker};
 use crate::io::lane::LaneWire;
-use crate::io::lane::socket::Received;
+use crate::io::lane::socket::{MESSAGES, Received};
 use crate::io::lane::table::LaneEnd;
 use crate::tunnel::Tunnel;
 use crate::tunnel::lane::LaneId;
@@ -46,8 +46,12 @@ pub(super) fn run(shared: &Shared, wire: &LaneWire, stop: &AtomicBool) {
     let mut received = Received::default();
     while !stop.load(Relaxed) {
         match wire.socket.receive(&mut received) {
-            Ok(()) => lanes.batch(&mut received),
+            Ok(()) => {
+                wire.hearing.served(Some(received.count), MESSAGES);
+                lanes.batch(&mut received);
+            }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                wire.hearing.served(None, MESSAGES);
                 if wire.socket.wait().is_err() {
                     std::thread::sleep(ERROR_PAUSE);
                 }
@@ -91,6 +95,7 @@ impl Lanes<'_> {
         let lanes = self.wire.table.load();
         let mut from: Option<&Arc<LaneEnd>> = None;
         for message in 0..received.count {
+            self.wire.probes.take_out(&mut received.buffers[message], &mut received.meta[message]);
             let meta = received.meta[message];
             let stride = meta.stride.max(1);
             let mut at = 0;

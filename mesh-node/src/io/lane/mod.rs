@@ -15,6 +15,8 @@ pub mod table;
 use std::sync::Arc;
 
 use crate::config::offloads::Offloads;
+use crate::io::liveness::beside::Receivers;
+use crate::io::quic::hearing::Hearing;
 use port::Port;
 use socket::LaneSocket;
 use table::LaneTable;
@@ -28,6 +30,10 @@ pub struct LaneWire {
     pub port: Arc<Port>,
     /// Lanes that can be received.
     pub table: Arc<LaneTable>,
+    /// Take probes out of what is read.
+    pub probes: Arc<Receivers>,
+    /// How the socket is read.
+    pub hearing: Arc<Hearing>,
 }
 
 impl LaneWire {
@@ -35,7 +41,8 @@ impl LaneWire {
     pub fn new(socket: std::net::UdpSocket, offloads: Offloads) -> std::io::Result<Self> {
         let socket = Arc::new(LaneSocket::new(socket, offloads)?);
         let port = Arc::new(Port::new(socket.clone()));
-        Ok(Self { socket, port, table: Arc::default() })
+        let hearing = Arc::new(Hearing::new(Some(socket.duplicate()?)));
+        Ok(Self { socket, port, table: Arc::default(), probes: Arc::default(), hearing })
     }
 }
 

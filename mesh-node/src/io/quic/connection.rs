@@ -14,7 +14,7 @@ use quinn::{ConnectionError, ReadExactError, RecvStream, SendStream, TransportEr
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::exporter::LaneSecret;
+use super::exporter::Secrets;
 use crate::control::event::{ConnId, Input, Reason, Target};
 use crate::io::liveness::pulse::Question;
 
@@ -37,7 +37,7 @@ pub enum Event {
         /// Control messages to the peer.
         writer: mpsc::Sender<Message>,
         /// What lanes grow from; `None` on a connection that has ended already.
-        secret: Option<LaneSecret>,
+        secrets: Option<Secrets>,
     },
     /// Does the loop turn?
     Pulse(Question),
@@ -351,8 +351,8 @@ fn identity(connection: &quinn::Connection) -> Result<Identity, String> {
 async fn serve(up: Up, connection: quinn::Connection, context: Context) {
     let Up { input, conn, mut send, mut recv } = up;
     let (writer, mut queue) = mpsc::channel::<Message>(WRITE_QUEUE);
-    let secret = lane_secret(&input, &connection, &context);
-    let event = Event::Up { input, conn, connection: connection.clone(), writer, secret };
+    let secrets = secrets(&input, &connection, &context);
+    let event = Event::Up { input, conn, connection: connection.clone(), writer, secrets };
     if context.events.send(event).await.is_err() {
         return;
     }
@@ -396,12 +396,12 @@ async fn serve(up: Up, connection: quinn::Connection, context: Context) {
     let _ = context.events.send(Event::Input(Input::TunnelClosed { conn, reason })).await;
 }
 
-fn lane_secret(up: &Input, connection: &quinn::Connection, context: &Context) -> Option<LaneSecret> {
+fn secrets(up: &Input, connection: &quinn::Connection, context: &Context) -> Option<Secrets> {
     let Input::TunnelUp { dialed, hello, .. } = up else { return None };
     if dialed.is_some() {
-        return LaneSecret::export(connection, &context.certificate, &context.hello, hello);
+        return Secrets::export(connection, &context.certificate, &context.hello, hello);
     }
-    LaneSecret::export(connection, &certificate(connection).ok()?, hello, &context.hello)
+    Secrets::export(connection, &certificate(connection).ok()?, hello, &context.hello)
 }
 
 enum ReadFailure {

@@ -53,9 +53,8 @@ impl Bind {
     ) -> anyhow::Result<(Endpoint, SocketOffloads, LaneWire)> {
         let socket = socket(self.listen).with_context(|| format!("bind {}", self.listen))?;
         buffers(&socket, lane::socket::RECEIVE_BUFFER, lane::socket::SEND_BUFFER);
-        let same = socket.try_clone().context("set up the UDP socket")?;
         let wire = LaneWire::new(socket, self.offloads).context("set up the UDP socket")?;
-        let offloads = SocketOffloads::of(wire.port.clone(), same, self.offloads);
+        let offloads = SocketOffloads::shared(&wire, self.offloads);
         Ok((self.endpoint(&offloads, credentials, transport)?, offloads, wire))
     }
 
@@ -93,9 +92,9 @@ pub(super) fn bind_for_test(
     listen: SocketAddr,
     credentials: &Credentials,
     transport: TransportConfig,
-) -> anyhow::Result<Endpoint> {
+) -> anyhow::Result<(Endpoint, SocketOffloads)> {
     let bind = Bind { listen, offloads: Offloads::ALL, largest: 1480 };
-    Ok(bind.on_socket(UdpSocket::bind(listen)?, credentials, transport)?.0)
+    bind.on_socket(UdpSocket::bind(listen)?, credentials, transport)
 }
 
 /// Whoever dials us from now on is shown these credentials; the answer is for whoever dials, since each clone of an endpoint

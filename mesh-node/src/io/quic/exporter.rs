@@ -1,4 +1,4 @@
-//! The secret that a connection's lanes grow from: TLS's exporter (RFC 8446 section 7.5).
+//! The secrets that a connection's lanes, and its lane for probes, grow from: TLS's exporter (RFC 8446 section 7.5).
 
 use std::fmt;
 
@@ -7,7 +7,8 @@ use mesh_proto::codec;
 use mesh_proto::hello::Hello;
 
 /// RFC 5705 section 4: labels that are not registered begin so.
-const LABEL: &[u8] = b"EXPERIMENTAL mesh lanes 1";
+const LANES: &[u8] = b"EXPERIMENTAL mesh lanes 1";
+const PROBES: &[u8] = b"EXPERIMENTAL mesh probes 1";
 
 /// Known to the two ends of one connection, and to nobody else. It is used once, and so cannot be copied: lanes made of it twice
 /// would have the same keys.
@@ -25,6 +26,23 @@ impl LaneSecret {
         &self.0
     }
 
+    fn export(connection: &quinn::Connection, label: &[u8], context: &[u8]) -> Option<Self> {
+        let mut secret = [0; 32];
+        connection.export_keying_material(&mut secret, label, context).ok()?;
+        Some(Self(secret))
+    }
+}
+
+/// All that one connection has.
+#[derive(Debug)]
+pub struct Secrets {
+    /// Of its lanes.
+    pub lanes: LaneSecret,
+    /// Of its lane for probes.
+    pub probes: LaneSecret,
+}
+
+impl Secrets {
     /// Of a connection on which both have proved who they are and said hello. The exporter covers the handshake up to the
     /// server's Finished; the dialer's certificate, which comes after that, and the hellos are bound in by its context. `None`:
     /// TLS has no secret to give, which is so of a connection that has ended.
@@ -39,8 +57,8 @@ impl LaneSecret {
             hash.update(&(part.len() as u64).to_be_bytes());
             hash.update(part);
         }
-        let mut secret = [0; 32];
-        connection.export_keying_material(&mut secret, LABEL, hash.finish().as_ref()).ok()?;
-        Some(Self(secret))
+        let context = hash.finish();
+        let secret = |label| LaneSecret::export(connection, label, context.as_ref());
+        Some(Self { lanes: secret(LANES)?, probes: secret(PROBES)? })
     }
 }

@@ -3,7 +3,6 @@
 
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::io::atomic_instant::AtomicInstant;
@@ -35,12 +34,12 @@ impl Hearing {
         }
     }
 
-    /// The reader has asked for as many packets as there is `room` for, and gets this answer.
-    pub fn served<E>(&self, answer: &Poll<Result<usize, E>>, room: usize) {
+    /// The reader has asked for as many messages as there is `room` for, and gets so many; `None`: it has to wait.
+    pub fn served(&self, count: Option<usize>, room: usize) {
         let now = Instant::now();
         let before = self.served.replace(now);
-        self.idle.store(answer.is_pending(), Relaxed);
-        let full = matches!(answer, Poll::Ready(Ok(count)) if *count >= room);
+        self.idle.store(count.is_none(), Relaxed);
+        let full = count.is_some_and(|count| count >= room);
         if full && now.saturating_duration_since(before) >= GAP {
             self.deaf_until.set(now);
         }
@@ -75,9 +74,9 @@ mod tests {
         sender.send_to(b"x", socket.local_addr().unwrap()).unwrap();
         assert!(!hearing.has_read_all() && !hearing.has_read_all(), "looking takes nothing");
         socket.recv(&mut [0; 4]).unwrap();
-        hearing.served::<()>(&Poll::Ready(Ok(1)), 32);
+        hearing.served(Some(1), 32);
         assert!(!hearing.has_read_all(), "read, and not passed on");
-        hearing.served::<()>(&Poll::Pending, 32);
+        hearing.served(None, 32);
         assert!(hearing.has_read_all());
     }
 
@@ -85,12 +84,12 @@ mod tests {
     fn a_reader_that_returns_to_a_full_socket_was_deaf() {
         let hearing = Hearing::new(None);
         let never = hearing.deaf_until();
-        hearing.served::<()>(&Poll::Pending, 32);
+        hearing.served(None, 32);
         std::thread::sleep(GAP);
-        hearing.served::<()>(&Poll::Ready(Ok(31)), 32);
+        hearing.served(Some(31), 32);
         assert_eq!(hearing.deaf_until(), never, "it was asleep");
         std::thread::sleep(GAP);
-        hearing.served::<()>(&Poll::Ready(Ok(32)), 32);
+        hearing.served(Some(32), 32);
         assert!(hearing.deaf_until() >= never + 2 * GAP);
     }
 }

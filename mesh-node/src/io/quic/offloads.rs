@@ -14,6 +14,8 @@ use super::hearing::Hearing;
 use super::trains::Trains;
 use crate::config::NodeConfig;
 use crate::config::offloads::{Offload, Offloads};
+use crate::io::lane::LaneWire;
+use crate::io::liveness::beside::Receivers;
 
 /// Transport settings of this node's connections, over an underlay that carries UDP payloads up to `largest` bytes.
 pub fn transport(node: &NodeConfig, largest: u16) -> TransportConfig {
@@ -27,6 +29,7 @@ pub fn transport(node: &NodeConfig, largest: u16) -> TransportConfig {
 pub struct SocketOffloads {
     socket: Arc<dyn AsyncUdpSocket>,
     hearing: Arc<Hearing>,
+    probes: Arc<Receivers>,
     wanted: Offloads,
 }
 
@@ -39,13 +42,17 @@ impl SocketOffloads {
             // quinn switches it on wherever there is one
             setsockopt(&same, UdpGroSegment, &false).map_err(io::Error::from)?;
         }
-        Ok(Self::of(socket, same, wanted))
+        let hearing = Arc::new(Hearing::new(Some(same)));
+        let probes = Arc::<Receivers>::default();
+        let trains = Trains { socket, hearing: hearing.clone(), probes: probes.clone() };
+        Ok(Self { socket: Arc::new(trains), hearing, probes, wanted })
     }
 
-    /// Of a socket that is set up, which quinn may share with others; `same` is to look at.
-    pub(super) fn of(socket: Arc<dyn AsyncUdpSocket>, same: UdpSocket, wanted: Offloads) -> Self {
-        let hearing = Arc::new(Hearing::new(Some(same)));
-        Self { socket: Arc::new(Trains { socket, hearing: hearing.clone() }), hearing, wanted }
+    /// Of a socket that is set up, and read by others, who pass on what is quinn's.
+    pub(super) fn shared(wire: &LaneWire, wanted: Offloads) -> Self {
+        let (socket, probes) = (wire.port.clone(), wire.probes.clone());
+        let trains = Trains { socket, hearing: Arc::new(Hearing::new(None)), probes: probes.clone() };
+        Self { socket: Arc::new(trains), hearing: wire.hearing.clone(), probes, wanted }
     }
 
     /// How the socket is read.
@@ -53,8 +60,13 @@ impl SocketOffloads {
         self.hearing.clone()
     }
 
+    /// Who takes probes out of what is read.
+    pub fn probes(&self) -> Arc<Receivers> {
+        self.probes.clone()
+    }
+
     /// What quinn talks to.
-    pub(super) fn socket(&self) -> Arc<dyn AsyncUdpSocket> {
+    pub fn socket(&self) -> Arc<dyn AsyncUdpSocket> {
         self.socket.clone()
     }
 

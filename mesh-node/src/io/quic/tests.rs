@@ -76,7 +76,7 @@ impl<'a> Spec<'a> {
         let listen: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let credentials = self.credentials();
         let transport = datagram::transport_config(keepalive);
-        let quic = endpoint::bind_for_test(listen, &credentials, transport).unwrap();
+        let (quic, socket) = endpoint::bind_for_test(listen, &credentials, transport).unwrap();
         let (events_tx, events) = mpsc::channel(64);
         let certificate = credentials.leaf().unwrap();
         let context = Context {
@@ -94,12 +94,13 @@ impl<'a> Spec<'a> {
                 }
             }
         });
-        Node { quic, credentials, context, events, _acceptor: acceptor }
+        Node { quic, socket, credentials, context, events, _acceptor: acceptor }
     }
 }
 
 struct Node {
     quic: quinn::Endpoint,
+    socket: super::offloads::SocketOffloads,
     credentials: Credentials,
     context: Context,
     events: mpsc::Receiver<Event>,

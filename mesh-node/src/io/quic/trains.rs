@@ -11,6 +11,7 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
 use super::hearing::Hearing;
+use crate::io::liveness::beside::Receivers;
 
 /// Payload of the largest IPv4 packet: 65,535 less its headers. IPv6 would take 20 more.
 const LARGEST_TRAIN: usize = 65_507;
@@ -22,6 +23,8 @@ pub struct Trains {
     pub socket: Arc<dyn AsyncUdpSocket>,
     /// Of its reader.
     pub hearing: Arc<Hearing>,
+    /// Take what is no QUIC packet.
+    pub probes: Arc<Receivers>,
 }
 
 /// Nobody can be answered at port 0. quinn would try to, as with a version that it does not know, and take the kernel's refusal
@@ -60,9 +63,16 @@ impl AsyncUdpSocket for Trains {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let answer = self.socket.poll_recv(cx, bufs, meta);
-        self.hearing.served(&answer, bufs.len());
-        if let Poll::Ready(Ok(count)) = answer {
-            meta.iter_mut().take(count).for_each(ignore_unanswerable);
+        let count = match &answer {
+            Poll::Ready(result) => Some(*result.as_ref().unwrap_or(&0)),
+            Poll::Pending => None,
+        };
+        self.hearing.served(count, bufs.len());
+        if let Some(count) = count {
+            for (buffer, meta) in bufs.iter_mut().zip(meta).take(count) {
+                self.probes.take_out(buffer, meta);
+                ignore_unanswerable(meta);
+            }
         }
         answer
     }

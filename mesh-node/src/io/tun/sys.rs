@@ -105,5 +105,16 @@ pub(crate) fn prioritise_thread(nice: i32) -> bool {
     nice == 0 && slack == 0
 }
 
+/// Puts the calling thread before all that are not real-time (sched(7)), of those at the lowest priority. Needs CAP_SYS_NICE or a
+/// RLIMIT_RTPRIO of 1.
+pub(crate) fn realtime_thread() -> io::Result<()> {
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameter lives across the call; 0 is the calling thread.
+    check(unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, &raw const lowest)
+    })?;
+    Ok(())
+}
+
 /// Default slack is 50 us, half of the longest moderation sleep.
 const TIMER_SLACK_NS: libc::c_ulong = 1000;

@@ -9,9 +9,12 @@ use super::*;
 use crate::control::event::ConnId;
 use crate::control::host::lease::{Lease, Term};
 use crate::control::liveness::{Change, ProbeParams};
+use crate::io::liveness::beside::Sending;
 use crate::io::liveness::{Prober, stray_probes};
 use crate::io::quic::aside::Aside;
 use crate::io::quic::hearing::Hearing;
+use crate::tunnel::lane::keys::Side;
+use crate::tunnel::lane::probe::lane;
 
 /// Our number of the session: the connection's.
 const OURS: u32 = 7;
@@ -202,4 +205,33 @@ async fn an_egress_node_whose_control_loop_hangs_is_silent_until_it_turns_again(
     }
     question.answer();
     assert!(probed(Duration::from_secs(2)).await, "it turns again");
+}
+
+#[tokio::test]
+async fn probes_travel_beside_the_connection_once_both_sides_can() {
+    let ca = ca("lab");
+    let (mut a, mut b) = (Spec::good("ph1", &ca).start(), Spec::good("ph2", &ca).start());
+    a.dial(b.address(), Some("ph2"));
+    let mut ends = Vec::new();
+    for (node, side) in [(&mut a, Side::Client), (&mut b, Side::Server)] {
+        let Event::Up { connection, secrets, writer, .. } = node.event().await else { panic!("no tunnel") };
+        let lane = lane(secrets.unwrap().probes.bytes(), side);
+        let (conn, prober, aside, events) = probing(OURS, &connection, || {});
+        let receivers = node.socket.probes();
+        let receiving = receivers.receive(lane.id, lane.opener, conn, aside.heard.clone(), prober.clone());
+        prober.beside(conn, Sending::new(node.socket.socket(), &connection, lane.sealer));
+        prober.want([(conn, ProbeParams::DEFAULT)].into());
+        ends.push((connection, events, receiving.unwrap(), (prober, aside, writer)));
+    }
+    for (_, events, ..) in &mut ends {
+        assert_eq!(told(events, Duration::from_secs(5)).await, Some(Change::Alive));
+    }
+    for (connection, events, ..) in &mut ends {
+        assert_eq!(told(events, Duration::from_millis(500)).await, None, "they go on");
+        assert_eq!(connection.stats().frame_tx.datagram, 0, "by the connection");
+    }
+    let (_, mut events, receiving, _rest) = ends.remove(0);
+    drop(receiving);
+    let silent = told(&mut events, Duration::from_secs(5)).await;
+    assert!(matches!(silent, Some(Change::Silent(_))), "{silent:?}");
 }
