@@ -22,6 +22,8 @@ pub fn serve() -> Result<()> {
     let http = TcpListener::bind(("::", HTTP)).context("bind HTTP")?;
     let sink = TcpListener::bind(("::", SINK)).context("bind sink")?;
     let echo = UdpSocket::bind(("::", ECHO)).context("bind echo")?;
+    // several thousand datagrams a second, and daemons of high rank on the same processors: it must lose none of them by itself
+    nix::sys::socket::setsockopt(&echo, nix::sys::socket::sockopt::RcvBufForce, &(8 << 20))?;
     thread::spawn(move || accept(&http, web));
     thread::spawn(move || accept(&sink, checksum));
     let mut buffer = vec![0; 65_536];
