@@ -193,6 +193,7 @@ pub async fn run(mut control: Control, mut wiring: Wiring) {
     if !state.live.is_empty() {
         tokio::time::sleep(GOODBYE).await;
     }
+    state.live.keys().for_each(|conn| wiring.probes.prober.close(*conn));
     wiring.quic.close(VarInt::from_u32(CloseCode::Leaving as u32), b"the node stops");
     state.lanes.close();
     let _ = tokio::time::timeout(GOODBYE, wiring.quic.wait_idle()).await;
@@ -344,6 +345,8 @@ impl Loop {
                 }
                 Output::Close { conn, code, text } => {
                     if let Some(live) = self.live.get(&conn) {
+                        // nothing goes on in its name
+                        wiring.probes.prober.close(conn);
                         live.connection.close(VarInt::from_u32(code as u32), text.as_bytes());
                     }
                 }

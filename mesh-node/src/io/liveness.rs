@@ -1,4 +1,4 @@
-//! Drives the probes of all tunnels: one thread of packet rank, so that neither bulk traffic nor a busy runtime makes a live peer
+//! Drives the probes of all tunnels: one real-time thread, so that neither bulk traffic nor a busy runtime makes a live peer
 //! look dead. What a probe means is `control::liveness`'s; who is probed, `Control`'s. A peer that probes us is answered whether
 //! we want to know of it or not.
 //!
@@ -15,8 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,6 +28,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use self::beside::Sending;
+use self::mailbox::{Receiver, Sender, mailbox};
 use self::pulse::Pulse;
 use super::atomic_instant::AtomicInstant;
 use super::host::lease::Renewals;
@@ -41,6 +41,7 @@ use crate::control::liveness::{Change, HeardBy, Judgement, ProbeParams, Session}
 use crate::notice::Notice;
 
 pub mod beside;
+mod mailbox;
 pub mod pulse;
 
 /// Longest sleep without a session: nothing is missed, since every message wakes.
@@ -52,6 +53,11 @@ const BURST: usize = 256;
 /// Probes of one connection that may wait for the thread: far more than a peer sends while the thread does not run. What comes beyond
 /// is dropped; that something came is noted anyway.
 const WAITING: u32 = 64;
+
+/// Probes of one connection for the thread in a while: some times what the fastest pace makes. It is real-time, and a peer that floods
+/// it must not hold a processor.
+const IN_WINDOW: u32 = 16;
+const WINDOW: Duration = Duration::from_millis(10);
 
 /// Turns of the runtime before anybody is called silent: one reads the socket, the next ones bring what was read through quinn to
 /// the reader task. One takes 1 to 2 ms.
@@ -71,6 +77,7 @@ pub fn stray_probes() -> u64 {
 /// Between two tries to tell a full control loop.
 const RETRY: Duration = Duration::from_millis(5);
 
+#[derive(Debug)]
 enum Message {
     Open { conn: ConnId, connection: quinn::Connection, heard: Arc<Heard> },
     Beside { conn: ConnId, sending: Sending },
@@ -80,18 +87,37 @@ enum Message {
     Close { conn: ConnId },
 }
 
-/// When something came from a peer last: written by its reader task once a batch.
+/// What has come from a peer: noted by whoever reads the socket, and by the connection's reader task once a batch.
 #[derive(Debug, Default)]
 pub struct Heard {
+    /// When something came last.
     last: AtomicInstant,
     /// Probes that the thread has not taken yet.
     waiting: AtomicU32,
+    /// Since when those in `lately` were taken.
+    window: AtomicInstant,
+    lately: AtomicU32,
+    /// Probes have come beside the connection.
+    beside: AtomicBool,
 }
 
 impl Heard {
     /// Something has come.
     pub fn now(&self) {
         self.last.set(Instant::now());
+    }
+
+    /// Whether the thread is to have one probe more.
+    fn takes(&self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.window.get()) >= WINDOW {
+            self.window.set(now);
+            self.lately.store(0, Relaxed);
+        }
+        self.lately.fetch_add(1, Relaxed) < IN_WINDOW
+            && self
+                .waiting
+                .fetch_update(Relaxed, Relaxed, |waiting| (waiting < WAITING).then_some(waiting + 1))
+                .is_ok()
     }
 
     /// Probes that the thread has not taken yet.
@@ -107,7 +133,7 @@ impl Heard {
 
 /// How the rest of the node talks to the thread. It ends when the last of these is dropped.
 #[derive(Debug, Clone)]
-pub struct Prober(Sender<Message>);
+pub struct Prober(Arc<Sender<Message>>);
 
 impl Prober {
     /// Starts the thread; `prioritise` gives it the rank of a packet thread. To be called within the runtime that reads connections.
@@ -116,7 +142,7 @@ impl Prober {
         hearing: Arc<Hearing>,
         prioritise: fn(),
     ) -> std::io::Result<Self> {
-        let (sender, messages) = channel();
+        let (sender, messages) = mailbox();
         let thread = Thread {
             messages,
             events,
@@ -140,7 +166,7 @@ impl Prober {
             prioritise();
             thread.run();
         })?;
-        Ok(Self(sender))
+        Ok(Self(Arc::new(sender)))
     }
 
     /// A tunnel is there; its probes come to `took`, and whatever else comes is noted in `heard`.
@@ -173,17 +199,14 @@ impl Prober {
         let Some(probe) = frame::probe(frame).and_then(|bytes| Probe::decode(bytes).ok()) else {
             return false;
         };
-        // a connection has one reader task: nobody else adds meanwhile
-        if heard.waiting.load(Relaxed) < WAITING {
-            heard.waiting.fetch_add(1, Relaxed);
+        if heard.takes(Instant::now()) {
             self.send(Message::Probed { conn, heard: heard.clone(), probe, at: Instant::now() });
         }
         true
     }
 
     fn send(&self, message: Message) {
-        // the thread ends after its senders only
-        let _ = self.0.send(message);
+        self.0.send(message);
     }
 }
 
@@ -208,7 +231,9 @@ impl Tunnel {
     }
 
     fn send(&mut self, probe: &Probe) {
-        if !self.beside.as_mut().is_some_and(|beside| beside.send(probe)) {
+        let sent = self.beside.as_mut().is_some_and(|beside| beside.send(probe));
+        // before the peer's have come, nothing shows that both have the same keys
+        if !sent || !self.heard.beside.load(Relaxed) {
             // a full buffer gives its oldest packet for it: a probe that waits is a false alarm. A connection that has ended is told
             // by its task
             let frame = frame::probe_frame(&probe.encode());
@@ -247,19 +272,15 @@ struct Thread {
 
 impl Thread {
     fn run(mut self) {
+        let mut taken = Vec::new();
         loop {
             let now = Instant::now();
-            match self.messages.recv_timeout(self.next(now).saturating_duration_since(now)) {
-                Ok(message) => {
-                    self.message(message);
-                    // what has come meanwhile, before anybody is called silent
-                    for _ in 0..BURST {
-                        let Ok(message) = self.messages.try_recv() else { break };
-                        self.message(message);
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+            let patience = self.next(now).saturating_duration_since(now);
+            if !self.messages.take(&mut taken, BURST, patience) {
+                return;
+            }
+            for message in taken.drain(..) {
+                self.message(message);
             }
             self.feel_pulse(Instant::now());
             self.renew(Instant::now());

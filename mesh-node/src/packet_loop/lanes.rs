@@ -20,7 +20,7 @@ use super::deliver::{Means, ToNetworks};
 use crate::forward::DropReason;
 use crate::forward::counters::{Batch, Direction, Drops, LaneCount, Worker};
 use crate::io::lane::LaneWire;
-use crate::io::lane::socket::{MESSAGES, Received};
+use crate::io::lane::socket::Received;
 use crate::io::lane::table::LaneEnd;
 use crate::tunnel::Tunnel;
 use crate::tunnel::lane::LaneId;
@@ -47,11 +47,11 @@ pub(super) fn run(shared: &Shared, wire: &LaneWire, stop: &AtomicBool) {
     while !stop.load(Relaxed) {
         match wire.socket.receive(&mut received) {
             Ok(()) => {
-                wire.hearing.served(Some(received.count), MESSAGES);
+                wire.hearing.served(Some(received.count));
                 lanes.batch(&mut received);
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                wire.hearing.served(None, MESSAGES);
+                wire.hearing.served(None);
                 if wire.socket.wait().is_err() {
                     std::thread::sleep(ERROR_PAUSE);
                 }

@@ -34,6 +34,8 @@ pub struct LaneWire {
     pub probes: Arc<Receivers>,
     /// How the socket is read.
     pub hearing: Arc<Hearing>,
+    /// How quinn reads what is passed on to it.
+    pub passed_on: Arc<Hearing>,
 }
 
 impl LaneWire {
@@ -41,8 +43,9 @@ impl LaneWire {
     pub fn new(socket: std::net::UdpSocket, offloads: Offloads) -> std::io::Result<Self> {
         let socket = Arc::new(LaneSocket::new(socket, offloads)?);
         let port = Arc::new(Port::new(socket.clone()));
-        let hearing = Arc::new(Hearing::new(Some(socket.duplicate()?)));
-        Ok(Self { socket, port, table: Arc::default(), probes: Arc::default(), hearing })
+        let passed_on = Arc::new(Hearing::new(None, None));
+        let hearing = Arc::new(Hearing::new(Some(socket.duplicate()?), Some(passed_on.clone())));
+        Ok(Self { socket, port, table: Arc::default(), probes: Arc::default(), hearing, passed_on })
     }
 }
 

@@ -116,10 +116,11 @@ impl Receivers {
     fn took(&self, datagram: &mut [u8]) -> bool {
         let ends = self.0.load();
         let Some(end) = LaneId::claimed(datagram).and_then(|id| ends.get(&id)) else { return false };
-        // the socket has one reader: nobody waits here
+        // the socket has one reader, who alone takes probes out: nobody waits here
         let mut opener = end.opener.lock().unwrap_or_else(PoisonError::into_inner);
         let genuine = probe::open(&mut opener, datagram).is_ok_and(|frame| {
             end.heard.now();
+            end.heard.beside.store(true, Relaxed);
             end.prober.took(end.conn, &end.heard, frame)
         });
         if !genuine {
@@ -170,7 +171,7 @@ mod tests {
     #[tokio::test]
     async fn probes_are_taken_out_of_trains_and_all_else_is_left() {
         let (events, _events) = mpsc::channel(1);
-        let prober = Prober::start(events, Arc::new(Hearing::new(None)), || {}).unwrap();
+        let prober = Prober::start(events, Arc::new(Hearing::new(None, None)), || {}).unwrap();
         let (mut sent, ours) = (probe::lane(&[7; 32], Side::Client), probe::lane(&[7; 32], Side::Server));
         let (id, heard) = (ours.id, Arc::<Heard>::default());
         let receivers = Arc::<Receivers>::default();

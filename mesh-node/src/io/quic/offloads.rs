@@ -42,7 +42,7 @@ impl SocketOffloads {
             // quinn switches it on wherever there is one
             setsockopt(&same, UdpGroSegment, &false).map_err(io::Error::from)?;
         }
-        let hearing = Arc::new(Hearing::new(Some(same)));
+        let hearing = Arc::new(Hearing::new(Some(same), None));
         let probes = Arc::<Receivers>::default();
         let trains = Trains { socket, hearing: hearing.clone(), probes: probes.clone() };
         Ok(Self { socket: Arc::new(trains), hearing, probes, wanted })
@@ -50,9 +50,11 @@ impl SocketOffloads {
 
     /// Of a socket that is set up, and read by others, who pass on what is quinn's.
     pub(super) fn shared(wire: &LaneWire, wanted: Offloads) -> Self {
-        let (socket, probes) = (wire.port.clone(), wire.probes.clone());
-        let trains = Trains { socket, hearing: Arc::new(Hearing::new(None)), probes: probes.clone() };
-        Self { socket: Arc::new(trains), hearing: wire.hearing.clone(), probes, wanted }
+        // probes are taken out before anything is passed on
+        let (socket, probes) = (wire.port.clone(), Arc::default());
+        let trains = Trains { socket, hearing: wire.passed_on.clone(), probes };
+        let (hearing, probes) = (wire.hearing.clone(), wire.probes.clone());
+        Self { socket: Arc::new(trains), hearing, probes, wanted }
     }
 
     /// How the socket is read.

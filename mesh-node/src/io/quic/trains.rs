@@ -67,7 +67,7 @@ impl AsyncUdpSocket for Trains {
             Poll::Ready(result) => Some(*result.as_ref().unwrap_or(&0)),
             Poll::Pending => None,
         };
-        self.hearing.served(count, bufs.len());
+        self.hearing.served(count);
         if let Some(count) = count {
             for (buffer, meta) in bufs.iter_mut().zip(meta).take(count) {
                 self.probes.take_out(buffer, meta);

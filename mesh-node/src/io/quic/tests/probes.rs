@@ -51,7 +51,7 @@ fn probing(
     begin: fn(),
 ) -> (ConnId, Prober, Aside, mpsc::Receiver<Event>) {
     let (events_tx, events) = mpsc::channel(16);
-    let prober = Prober::start(events_tx, Arc::new(Hearing::new(None)), begin).unwrap();
+    let prober = Prober::start(events_tx, Arc::new(Hearing::new(None, None)), begin).unwrap();
     let conn = ConnId(u64::from(number));
     let aside = Aside::new(conn, prober.clone());
     prober.open(conn, connection.clone(), aside.heard.clone());
@@ -142,7 +142,8 @@ async fn of_a_flood_no_more_waits_than_its_bound() {
     for _ in 0..1000 {
         assert!(aside.took(&ours, &frame), "it is a probe, and no packet");
     }
-    assert_eq!(aside.heard.waiting(), 64);
+    let waiting = aside.heard.waiting();
+    assert!((16..=64).contains(&waiting), "{waiting}");
     let end = std::time::Instant::now() + Duration::from_secs(5);
     while aside.heard.waiting() > 0 {
         assert!(std::time::Instant::now() < end, "they are never taken");
@@ -226,10 +227,15 @@ async fn probes_travel_beside_the_connection_once_both_sides_can() {
     for (_, events, ..) in &mut ends {
         assert_eq!(told(events, Duration::from_secs(5)).await, Some(Change::Alive));
     }
-    for (connection, events, ..) in &mut ends {
+    // what was under way before either had heard the other's
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let frames =
+        |ends: &[(Connection, _, _, _)]| ends.iter().map(|end| end.0.stats().frame_tx.datagram).sum::<u64>();
+    let before = frames(&ends);
+    for (_, events, ..) in &mut ends {
         assert_eq!(told(events, Duration::from_millis(500)).await, None, "they go on");
-        assert_eq!(connection.stats().frame_tx.datagram, 0, "by the connection");
     }
+    assert_eq!(frames(&ends), before, "by the connection");
     let (_, mut events, receiving, _rest) = ends.remove(0);
     drop(receiving);
     let silent = told(&mut events, Duration::from_secs(5)).await;
