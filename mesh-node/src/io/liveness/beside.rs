@@ -142,22 +142,11 @@ impl Drop for Receiving {
 
 #[cfg(test)]
 mod tests {
-    use mesh_proto::liveness::{Diagnostic, State};
     use tokio::sync::mpsc;
 
     use super::*;
     use crate::io::quic::hearing::Hearing;
     use crate::tunnel::lane::keys::Side;
-
-    const PROBE: Probe = Probe {
-        state: State::Up,
-        diagnostic: Diagnostic::None,
-        multiplier: 3,
-        my_discriminator: 9,
-        your_discriminator: 7,
-        desired_min_tx_us: 50_000,
-        required_min_rx_us: 50_000,
-    };
 
     /// What is left of a message of datagrams, all of the size of the first but the last.
     fn left(receivers: &Receivers, datagrams: &[&[u8]]) -> Vec<u8> {
@@ -176,7 +165,7 @@ mod tests {
         let (id, heard) = (ours.id, Arc::<Heard>::default());
         let receivers = Arc::<Receivers>::default();
         let receiving = receivers.receive(id, ours.opener, ConnId(1), heard.clone(), prober.clone()).unwrap();
-        let mut probe = || probe::seal(&mut sent.sealer, &PROBE).unwrap();
+        let mut probe = || probe::seal(&mut sent.sealer, &probe::EXAMPLE).unwrap();
         let quic = [0x40; 1200];
         // of a probe's size, and none
         let small = [0x40; probe::LEN];

@@ -36,28 +36,28 @@ pub fn open<'p>(opener: &mut Opener, packet: &'p mut [u8]) -> Result<&'p [u8], R
     Ok(frame.map_or(&[], |frame| &packet[frame]))
 }
 
+/// For tests: a probe of the peer's session 9 to session 7.
+#[cfg(test)]
+pub(crate) const EXAMPLE: Probe = Probe {
+    state: mesh_proto::liveness::State::Up,
+    diagnostic: mesh_proto::liveness::Diagnostic::None,
+    multiplier: 3,
+    my_discriminator: 9,
+    your_discriminator: 7,
+    desired_min_tx_us: 50_000,
+    required_min_rx_us: 50_000,
+};
+
 #[cfg(test)]
 mod tests {
-    use mesh_proto::liveness::{Diagnostic, State};
-
     use super::*;
     use crate::tunnel::lane::LaneId;
-
-    const PROBE: Probe = Probe {
-        state: State::Up,
-        diagnostic: Diagnostic::None,
-        multiplier: 3,
-        my_discriminator: 9,
-        your_discriminator: 7,
-        desired_min_tx_us: 50_000,
-        required_min_rx_us: 50_000,
-    };
 
     #[test]
     fn a_probe_comes_through_once_and_unchanged_only() {
         for (from, to) in [(Side::Client, Side::Server), (Side::Server, Side::Client)] {
             let (mut from, mut to) = (lane(&[7; 32], from), lane(&[7; 32], to));
-            let packet = seal(&mut from.sealer, &PROBE).unwrap();
+            let packet = seal(&mut from.sealer, &EXAMPLE).unwrap();
             assert_eq!(LaneId::claimed(&packet), Some(to.id));
             for bit in 0..LEN * 8 {
                 let mut forged = packet;
@@ -68,7 +68,7 @@ mod tests {
             assert_eq!(open(&mut to.opener, &mut shorter[..LEN - 1]), Err(Refused::Forged));
             let mut whole = packet;
             let frame = open(&mut to.opener, &mut whole).unwrap();
-            assert_eq!(Probe::decode(frame::probe(frame).unwrap()), Ok(PROBE));
+            assert_eq!(Probe::decode(frame::probe(frame).unwrap()), Ok(EXAMPLE));
             let mut again = packet;
             assert_eq!(open(&mut to.opener, &mut again), Err(Refused::Duplicate));
         }
@@ -78,7 +78,7 @@ mod tests {
     fn another_secret_and_the_way_back_open_nothing() {
         let mut sent = lane(&[7; 32], Side::Client);
         for (secret, side) in [([8; 32], Side::Server), ([7; 32], Side::Client)] {
-            let mut packet = seal(&mut sent.sealer, &PROBE).unwrap();
+            let mut packet = seal(&mut sent.sealer, &EXAMPLE).unwrap();
             assert_eq!(open(&mut lane(&secret, side).opener, &mut packet), Err(Refused::Forged));
         }
     }

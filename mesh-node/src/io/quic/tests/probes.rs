@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use mesh_proto::frame::{FrameHeader, probe_frame};
-use mesh_proto::liveness::{Diagnostic, Probe, State};
+use mesh_proto::liveness::{Probe, State};
 use quinn::Connection;
 
 use super::*;
@@ -14,21 +14,13 @@ use crate::io::liveness::{Prober, stray_probes};
 use crate::io::quic::aside::Aside;
 use crate::io::quic::hearing::Hearing;
 use crate::tunnel::lane::keys::Side;
-use crate::tunnel::lane::probe::lane;
+use crate::tunnel::lane::probe::{EXAMPLE, lane};
 
 /// Our number of the session: the connection's.
 const OURS: u32 = 7;
 
 fn probe(state: State, to: u32) -> Probe {
-    Probe {
-        state,
-        diagnostic: Diagnostic::None,
-        multiplier: 3,
-        my_discriminator: 9,
-        your_discriminator: to,
-        desired_min_tx_us: 50_000,
-        required_min_rx_us: 50_000,
-    }
+    Probe { state, your_discriminator: to, ..EXAMPLE }
 }
 
 /// Both ends of a tunnel: a peer that does what it likes, and ours with its node.
