@@ -99,7 +99,8 @@ impl Node {
             tunnels: vec![Some(tunnel.clone())],
         }));
         let (wanted_sender, wanted) = mpsc::channel(4);
-        let mut loops = PacketLoops::start(snapshot, counters.clone(), wanted_sender).unwrap();
+        let mut loops =
+            PacketLoops::start(snapshot, counters.clone(), wanted_sender, mpsc::channel(1).0).unwrap();
         loops.add_network(network, tun).unwrap();
         let (inbound, reader) = (loops.inbound(), tunnel.clone());
         runtime.spawn(read_datagrams(connection.clone(), reader, inbound, Aside::default()));

@@ -21,7 +21,8 @@ use crate::control::event::{ConnId, Input, Output, Saved, Target, TunnelSpec};
 use crate::control::host::HostState;
 use crate::control::status::{self, Figures, PathFigures, Traffic};
 use crate::forward::counters::{Counters, Direction, LaneCount, PeerCounters};
-use crate::forward::fib::{Egress, Fib, NetworkIx, NetworkSpec, PeerIx};
+use crate::forward::fib::{Fib, NetworkIx, NetworkSpec, PeerIx};
+use crate::forward::flows::Pinned;
 use crate::io::host::{conntrack, flows};
 use crate::io::notices::tell;
 use crate::io::now;
@@ -92,8 +93,8 @@ struct Figured<'a> {
 }
 
 impl status::Live for Figured<'_> {
-    fn pinned_flows(&self, network: NetworkIx, egress: Egress) -> u64 {
-        self.counters.pinned(network, egress)
+    fn pinned_flows(&self, network: NetworkIx) -> Arc<Vec<Pinned>> {
+        self.counters.pinned(network)
     }
 
     fn figures(&self, conn: ConnId) -> Option<Figures> {
@@ -347,6 +348,7 @@ impl Loop {
                     if let Some(live) = self.live.get(&conn) {
                         // nothing goes on in its name
                         wiring.probes.prober.close(conn);
+                        self.lanes.closed(conn);
                         live.connection.close(VarInt::from_u32(code as u32), text.as_bytes());
                     }
                 }
@@ -360,7 +362,7 @@ impl Loop {
                 }
                 Output::Probe(wanted) => wiring.probes.prober.want(wanted),
                 Output::CountFlows(watch) => {
-                    self.counting.abort_all();
+                    self.counting = JoinSet::new();
                     if let Some(watch) = watch {
                         let events = wiring.context.events.clone();
                         self.counting.spawn(flows::watch(watch, events));

@@ -126,7 +126,9 @@ pub async fn run(
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let (wanted_tx, wanted) = mpsc::channel(64);
     let counters = Arc::new(Counters::new());
-    let mut loops = PacketLoops::start(snapshot.clone(), counters.clone(), wanted_tx)
+    let (moved_tx, moved) = mpsc::channel(64);
+    tokio::spawn(io::host::moved::forget(moved));
+    let mut loops = PacketLoops::start(snapshot.clone(), counters.clone(), wanted_tx, moved_tx)
         .context("start the packet loops")?;
     if let Some(wire) = &wire {
         loops.receive_lanes(wire.clone()).context("start the lanes thread")?;

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
@@ -36,13 +36,13 @@ use tokio::sync::mpsc;
 use crate::forward::counters::{Counters, Worker};
 use crate::forward::fib::{NetworkIx, PeerIx};
 use crate::io::autogroup;
+use crate::io::host::moved::Moved;
 use crate::io::lane::LaneWire;
-use crate::io::notices::tell;
 use crate::io::quic::datagram::{InboundSender, inbound_queue};
 use crate::io::slowness::DeviceOffloads;
 use crate::io::tun::Tun;
 use crate::io::tun::sys::{prioritise_thread, realtime_thread};
-use crate::notice::Notice;
+use crate::io::vital;
 use crate::tunnel::Snapshot;
 
 /// Packet threads run before ordinary ones: they hold the packets of all of them. A unit's `Nice=` says the same; this
@@ -58,6 +58,8 @@ struct Shared {
     counters: Arc<Counters>,
     /// Peers that have packets waiting and no tunnel.
     wanted: mpsc::Sender<PeerIx>,
+    /// Flows that the kernel is to forget.
+    moved: mpsc::Sender<Moved>,
 }
 
 /// The running packet threads of this node.
@@ -90,16 +92,18 @@ impl Waker {
 
 impl PacketLoops {
     /// Starts the inbound thread. A peer without tunnel that a packet wants to go to is told over `wanted`, about four
-    /// times a second while packets come; when that channel is full it is told again later.
+    /// times a second while packets come; when that channel is full it is told again later. So is a flow that is to begin anew,
+    /// over `moved`, with each of its packets.
     pub fn start(
         snapshot: Arc<ArcSwap<Snapshot>>,
         counters: Arc<Counters>,
         wanted: mpsc::Sender<PeerIx>,
+        moved: mpsc::Sender<Moved>,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared { snapshot, tuns: ArcSwap::default(), counters, wanted });
+        let shared = Arc::new(Shared { snapshot, tuns: ArcSwap::default(), counters, wanted, moved });
         let (inbound, queue) = inbound_queue();
         let stop = Arc::new(AtomicBool::new(false));
-        let thread = spawn(Worker::Inbound.name(), {
+        let thread = spawn(&Worker::Inbound.name(), {
             let (shared, stop) = (shared.clone(), stop.clone());
             move || inbound::run(&shared, queue, &stop)
         })?;
@@ -110,7 +114,7 @@ impl PacketLoops {
     /// Starts to receive from the socket that lanes and QUIC share. Once in the life of these loops.
     pub fn receive_lanes(&mut self, wire: LaneWire) -> io::Result<()> {
         let stop = Arc::new(AtomicBool::new(false));
-        let thread = spawn(Worker::Lanes.name(), {
+        let thread = spawn(&Worker::Lanes.name(), {
             let (shared, wire, stop) = (self.shared.clone(), wire.clone(), stop.clone());
             move || lanes::run(&shared, &wire, &stop)
         })?;
@@ -142,7 +146,7 @@ impl PacketLoops {
     pub fn add_network(&mut self, network: NetworkIx, tun: Arc<Tun>) -> io::Result<()> {
         self.remove_network(network);
         let stop = Arc::new(AtomicBool::new(false));
-        let thread = spawn(Worker::Outbound(network).name(), {
+        let thread = spawn(&Worker::Outbound(network).name(), {
             let (shared, tun, stop) = (self.shared.clone(), tun.clone(), stop.clone());
             move || outbound::run(&shared, network, &tun, &stop)
         })?;
@@ -225,16 +229,15 @@ pub fn prioritise_session() {
     }
 }
 
-fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    Builder::new().name(name).spawn(move || {
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    vital::spawn(name, move || {
         prioritise();
         work();
     })
 }
 
+/// Waits for a thread that was told to stop.
 fn join(thread: JoinHandle<()>) {
-    let name = thread.thread().name().unwrap_or_default().to_owned();
-    if thread.join().is_err() {
-        tell(Notice::PacketThreadDied { thread: name });
-    }
+    // a panic has ended the process
+    let _ = thread.join();
 }

@@ -270,6 +270,31 @@ fn the_draining_node_s_own_unmapped_vms_keep_their_flows() {
 }
 
 #[test]
+fn what_own_unmapped_vms_had_sent_elsewhere_stays_there_after_the_resume_and_begins_anew_when_that_fails() {
+    let mut lab = unmapped();
+    let wire = lab.capture("gw", "br0", "net 10.50.0.0/16").unwrap();
+    ctl(&lab, "ph2", &["egress", "drain"]);
+    assert!(wait_until(SOON, || sees(&lab, "vm2") == "198.51.100.11"), "{}", sees(&lab, "vm2"));
+    tool(&mut lab, "vm2", "echo", &format!("echo {WEB4} 6"));
+    tool(&mut lab, "vm2", "second", &format!("echo {WEB4} 16"));
+    lab.download("vm2", "file", 8_000_000, "2M");
+    std::thread::sleep(Duration::from_secs(1));
+    ctl(&lab, "ph2", &["egress", "resume"]);
+    assert!(wait_until(SOON, || sees(&lab, "vm2") == "198.51.100.12"), "{}", sees(&lab, "vm2"));
+    let told = finished(&lab, "echo", "longest gap", Duration::from_secs(15));
+    assert!(told.contains("lost 0,"), "{told}");
+    let file = finished(&lab, "file", "done", Duration::from_secs(30));
+    assert!(file.contains(&lab.sum_of(8_000_000)), "{file}{}", lab.output("file.err"));
+    // what is still in progress leaves by this host now, and as a new flow: with its address
+    lab.kill_node("ph1").unwrap();
+    let told = finished(&lab, "second", "longest gap", Duration::from_secs(30));
+    let gap = told.split("longest gap ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+    assert!(gap.is_some_and(|gap| gap < 2000.0), "{told}");
+    let seen = wire.stop().unwrap();
+    assert!(seen.lines.is_empty(), "private sources outside: {:?}", seen.lines.first());
+}
+
+#[test]
 fn of_the_draining_node_s_own_unmapped_vms_what_outlives_the_deadline_is_reset_on_both_sides() {
     let mut lab = unmapped();
     lab.download("vm2", "file", 400_000_000, "1M");

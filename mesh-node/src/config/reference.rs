@@ -104,7 +104,7 @@ pub const KEYS: &[Key] = &[
         "string",
         r#""/var/lib/mesh""#,
         r#""/var/lib/mesh""#,
-        "What is kept over restarts: peers added at run time, the last known records, former sysctl values. Made \
+        "What is kept over restarts: peers added at run time, the last known records, who carried egress, former sysctl values. Made \
          if missing.",
     ),
     restart(

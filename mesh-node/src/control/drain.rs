@@ -12,19 +12,21 @@
 //! Those who send learn of it from this node's record: on "draining" they send new flows elsewhere, on "drained" they reset
 //! what TCP is left.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use mesh_proto::identity::rfc3339_ms;
-use mesh_proto::ip::transport;
 use mesh_proto::record::Condition;
 use mesh_proto::{NetworkName, Prefix, api};
 
 use super::event::{LocalNetwork, Now, Output};
-use super::host::egress_mark;
-use super::{Control, kernel, rib};
-use crate::config::EgressChoice;
+use super::members::Peer;
+use super::{Control, rib};
 use crate::notice::Notice;
+
+mod tracked;
+
+pub use tracked::{FlowCount, FlowWatch, Forget, Timeouts, Tracked};
+pub(super) use tracked::{Loss, Losses};
 
 /// Longest drain: a forgotten one should not live for ever.
 pub const MAX_DEADLINE: Duration = Duration::from_secs(86_400);
@@ -41,117 +43,9 @@ const STOP_COUNT: Duration = Duration::from_millis(500);
 /// A drain is not over before all have heard of it.
 const AT_LEAST: Duration = Duration::from_secs(1);
 
-/// From the news to the deletion of tracked connections: the resets that follow it need them for their addresses.
+/// From the news to the deletion of tracked connections: the resets that follow it need them for their addresses, and until it has
+/// come to all there are packets for it.
 const FORGET_AFTER: Duration = Duration::from_secs(1);
-
-/// A flow that was quiet for so many seconds, and has no state that says otherwise, is not in progress.
-const QUIET: u32 = 3;
-
-/// What to count: connections with one of these marks, by where they come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FlowWatch {
-    /// Egress marks of this host.
-    pub marks: Vec<u32>,
-    /// Sources of its own VMs.
-    pub own: Vec<Prefix>,
-    /// Sources of those of its own VMs that leave "local": their connections stay, drained or not, and do not count.
-    pub stay: Vec<Prefix>,
-}
-
-/// Tracked connections that end with a drain.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Forget {
-    /// Egress mark of the network.
-    pub mark: u32,
-    /// Sources of this host's own VMs that leave without the TUN. Their TCP connections were not seen by those who reset: the kernel
-    /// answers their next packet with a RST (see `host::ruleset`), and needs the entry for that.
-    pub unmapped: Vec<Prefix>,
-    /// This host's own VMs leave by it, drained or not: these sources stay.
-    pub stay: Vec<Prefix>,
-}
-
-impl Forget {
-    /// Whether a connection is one of them.
-    pub fn has(&self, source: IpAddr, protocol: u8) -> bool {
-        let reset = protocol == transport::TCP && within(&self.unmapped, source);
-        !(within(&self.stay, source) || reset)
-    }
-}
-
-/// Connections in progress.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FlowCount {
-    /// Of other nodes' VMs.
-    pub others: u64,
-    /// Of this host's own.
-    pub own: u64,
-}
-
-/// A connection as conntrack has it.
-#[derive(Debug, Clone, Copy)]
-pub struct Tracked {
-    /// The VM's address, as it came here.
-    pub source: IpAddr,
-    /// Transport protocol.
-    pub protocol: u8,
-    /// `TCP_CONNTRACK_*` of linux/netfilter/nf_conntrack_tcp.h.
-    pub tcp_state: Option<u8>,
-    /// `IPS_ASSURED`.
-    pub assured: bool,
-    /// Seconds until it is forgotten.
-    pub left: u32,
-}
-
-/// What conntrack gives a connection at each packet, in seconds (`net.netfilter.nf_conntrack_*`).
-#[derive(Debug, Clone, Copy)]
-pub struct Timeouts {
-    /// TCP that both sides have closed.
-    pub tcp_time_wait: u32,
-    /// UDP of one direction, or short.
-    pub udp: u32,
-    /// UDP that is assured.
-    pub udp_stream: u32,
-    /// Echoes.
-    pub icmp: u32,
-    /// All else.
-    pub generic: u32,
-}
-
-impl Tracked {
-    /// Whether it is in progress: TCP that has not closed, and all else that has not been quiet.
-    pub fn in_progress(&self, timeouts: &Timeouts) -> bool {
-        const SYN_SENT: u8 = 1;
-        const LAST_ACK: u8 = 6;
-        const TIME_WAIT: u8 = 7;
-        let full = match (self.protocol, self.tcp_state) {
-            (transport::TCP, Some(SYN_SENT..=LAST_ACK)) => return true,
-            // it may not have closed: a FIN that is sent twice (RFC 8985 does so at the end of what is sent fast) is taken for that
-            // of both sides, while the VM has still to read
-            (transport::TCP, Some(TIME_WAIT)) => timeouts.tcp_time_wait,
-            (transport::TCP, _) => return false,
-            (transport::UDP, _) if self.assured => timeouts.udp_stream,
-            (transport::UDP, _) => timeouts.udp,
-            (transport::ICMP | transport::ICMPV6, _) => timeouts.icmp,
-            _ => timeouts.generic,
-        };
-        full.saturating_sub(self.left) <= QUIET
-    }
-}
-
-impl FlowWatch {
-    /// Counts.
-    pub fn count(&self, tracked: impl IntoIterator<Item = Tracked>, timeouts: &Timeouts) -> FlowCount {
-        let mut count = FlowCount::default();
-        for flow in tracked.into_iter().filter(|flow| flow.in_progress(timeouts)) {
-            if within(&self.stay, flow.source) {
-                continue;
-            }
-            let own = within(&self.own, flow.source);
-            *(if own { &mut count.own } else { &mut count.others }) += 1;
-        }
-        count
-    }
-}
 
 /// Whether this node's egress is in use.
 #[derive(Debug, Default)]
@@ -329,8 +223,9 @@ impl Control {
         };
         if let Some(Stop::Asked { .. }) = self.offers.drain.stop {
             match count {
-                Some(FlowCount { others, .. }) if others > 0 => self.hand_over(Some(others), now),
-                _ => self.gone(Duration::ZERO),
+                Some(FlowCount { others: 0, .. }) => self.gone(Duration::ZERO),
+                // what cannot be counted may be there
+                count => self.hand_over(count.map(|count| count.others), now),
             }
         }
         let stops = self.offers.drain.stop.is_some();
@@ -414,63 +309,42 @@ impl Control {
         self.shared_networks().map(|n| n.name.clone()).collect()
     }
 
-    /// Some other node could carry this network.
+    /// Some other node could carry something of this network in place of this one.
     fn has_standby(&self, network: &NetworkName) -> bool {
-        self.members.present().any(|(_, peer)| {
-            let up = peer.tunnel.as_ref().is_some_and(|tunnel| tunnel.silent.is_none());
-            let record = peer.record.as_ref().filter(|_| up);
-            let mut parts = record.iter().flat_map(|r| &r.record.networks).filter(|n| n.name == *network);
-            parts.any(|n| n.egress.as_ref().is_some_and(|e| e.condition == Condition::Healthy))
-        })
+        self.by_standby(network).iter().any(|(_, there)| *there)
+    }
+
+    /// Each of the destinations that this node carries to, and whether some other node could.
+    fn by_standby(&self, network: &NetworkName) -> Vec<(Prefix, bool)> {
+        let up = |peer: &Peer| peer.tunnel.as_ref().is_some_and(|tunnel| tunnel.silent.is_none());
+        let offers = self.members.present().filter(|(_, peer)| up(peer));
+        let offers = offers.filter_map(|(_, peer)| rib::part(peer, network)?.egress.as_ref());
+        let offers = offers.filter(|offer| offer.condition == Condition::Healthy);
+        let others: Vec<Prefix> = offers.flat_map(|offer| &offer.destinations).copied().collect();
+        let own = rib::own_offer(&self.local, network, &self.offers).map(|offer| offer.destinations);
+        let taken = |to: Prefix| (to, others.iter().any(|other| other.covers(&to)));
+        own.into_iter().flatten().map(taken).collect()
     }
 
     fn without_standby(&self) -> Vec<String> {
-        let alone = self.offered_networks().into_iter().filter(|network| !self.has_standby(network));
-        let text = |network| {
-            format!(
-                "no other node carries network {network} at present: once this one is drained its VMs have no way out"
-            )
+        let text = |network: NetworkName| {
+            let all = self.by_standby(&network);
+            let alone: Vec<String> =
+                all.iter().filter(|(_, there)| !there).map(|(to, _)| to.to_string()).collect();
+            let what = match alone.len() {
+                0 => return None,
+                n if n == all.len() => format!("network {network}"),
+                _ => format!("network {network} to {}", alone.join(", ")),
+            };
+            Some(format!(
+                "no other node carries {what} at present: once this one is drained its VMs have no way out there"
+            ))
         };
-        alone.map(text).collect()
-    }
-
-    fn flow_watch(&self) -> FlowWatch {
-        let marks = self.shared_networks().map(|n| egress_mark(n.ix.0)).collect();
-        let (stay, own): (Vec<_>, Vec<_>) = self.local.networks.iter().partition(|n| self.leaves_local(n));
-        FlowWatch {
-            marks,
-            own: own.into_iter().flat_map(sources).collect(),
-            stay: stay.into_iter().flat_map(sources).collect(),
-        }
+        self.offered_networks().into_iter().filter_map(text).collect()
     }
 
     /// Those for which this node offers egress.
     fn shared_networks(&self) -> impl Iterator<Item = &LocalNetwork> {
         self.local.networks.iter().filter(|n| rib::own_offer(&self.local, &n.name, &self.offers).is_some())
     }
-
-    /// Its own VMs use this host whether it is drained or not, with the mark of those who share it.
-    fn leaves_local(&self, network: &LocalNetwork) -> bool {
-        network.egress == EgressChoice::Local || self.roles.has_fallen_back(&network.name)
-    }
-
-    /// What is not in progress any more.
-    fn to_forget(&self) -> Vec<Forget> {
-        let one = |network: &LocalNetwork| Forget {
-            mark: egress_mark(network.ix.0),
-            unmapped: kernel::unmapped(network),
-            stay: if self.leaves_local(network) { sources(network) } else { Vec::new() },
-        };
-        self.shared_networks().map(one).collect()
-    }
-}
-
-fn within(all: &[Prefix], source: IpAddr) -> bool {
-    all.iter().any(|prefix| prefix.contains(source))
-}
-
-/// Of a network's own VMs, before and after mapping.
-fn sources(network: &LocalNetwork) -> Vec<Prefix> {
-    let maps = network.maps.iter().flat_map(|(local, mesh)| [*local, *mesh]);
-    maps.chain(network.announce.iter().map(|a| a.prefix)).collect()
 }

@@ -10,6 +10,7 @@ use mesh_proto::identity::Identity;
 use mesh_proto::record::SignedRecord;
 use mesh_proto::trace::{TraceReply, TraceRequest};
 use mesh_proto::{NetworkName, NodeId, Prefix};
+use serde::{Deserialize, Serialize};
 
 use super::Trust;
 use super::drain::{FlowCount, FlowWatch, Forget};
@@ -121,8 +122,23 @@ pub struct Saved {
     pub egress_used: BTreeMap<NetworkName, NodeId>,
     /// The operator has taken this node's egress out of use.
     pub egress_drained: bool,
+    /// Who carries this node's own traffic.
+    pub egress_elected: Vec<SavedPost>,
     /// Records, own included.
     pub records: Vec<SignedRecord>,
+}
+
+/// Who carries a destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedPost {
+    /// Of this network.
+    pub network: NetworkName,
+    /// The destination.
+    pub destination: Prefix,
+    /// Those in use.
+    pub elected: Vec<NodeId>,
+    /// Those that have failed.
+    pub failed: Vec<NodeId>,
 }
 
 /// What a reload puts in place of what was.

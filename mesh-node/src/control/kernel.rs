@@ -11,7 +11,7 @@ use super::host::{HostAnnounced, HostEgress, HostNetwork, HostOut, HostState, Me
 use super::members::{FULL_MESH, Members};
 use super::offers::Offers;
 use super::rib;
-use crate::config::EgressChoice;
+use crate::config::{EgressChoice, EgressFallback};
 
 /// Largest inner packet towards ourselves, and the TUN's device MTU: what the underlay carries, since no peer's packet is
 /// larger, and no less than Ethernet's, for VMs that talk to each other.
@@ -40,6 +40,8 @@ pub fn host_state(local: &LocalNode, members: &Members, roles: &Roles, offers: &
                 .collect(),
             routes: routes(local, network, members),
             out: out(local, network, members, roles),
+            fallback: (network.egress_rules.fallback == EgressFallback::Local)
+                .then(|| by_this_host(local, &network.name)),
             offer: own_egress(local, &network.name).filter(|_| local.identity.grants.egress),
             own: own(local, network, elected, offers),
             expose: local.expose.clone(),
@@ -90,10 +92,7 @@ fn out(local: &LocalNode, network: &LocalNetwork, members: &Members, roles: &Rol
         let former = former.filter_map(|c| mtu_to(local, members, &c.node)).min();
         Some(former.map_or(elected, |former| former.min(elected)))
     };
-    let by_this_host = || {
-        let masquerade = HostEgress { interface: None, snat: Vec::new() };
-        HostOut::Local(own_egress(local, &network.name).unwrap_or(masquerade))
-    };
+    let by_this_host = || HostOut::Local(by_this_host(local, &network.name));
     match network.egress {
         EgressChoice::None => HostOut::None,
         EgressChoice::Local => by_this_host(),
@@ -133,6 +132,11 @@ pub(super) fn unmapped(network: &LocalNetwork) -> Vec<Prefix> {
     let unmapped = network.maps.iter().filter(|(subnet, prefix)| subnet == prefix).map(|(subnet, _)| *subnet);
     let announced = network.announce.iter().filter(|a| !a.internet_own).map(|a| a.prefix);
     unmapped.chain(announced).collect()
+}
+
+fn by_this_host(local: &LocalNode, network: &NetworkName) -> HostEgress {
+    let masquerade = HostEgress { interface: None, snat: Vec::new() };
+    own_egress(local, network).unwrap_or(masquerade)
 }
 
 fn own_egress(local: &LocalNode, network: &NetworkName) -> Option<HostEgress> {

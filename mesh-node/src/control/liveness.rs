@@ -28,6 +28,10 @@ pub use crate::config::ProbeParams;
 /// The slowest probes that a peer may wish for.
 const SLOWEST: Duration = Duration::from_secs(10);
 
+/// A peer that was not heard since its tunnel began has at least this long for its first probe: neither side reads from a tunnel
+/// before its kernel has the routes.
+const FIRST: Duration = Duration::from_secs(2);
+
 /// A verdict that has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -75,8 +79,10 @@ pub struct Session {
     state: State,
     diagnostic: Diagnostic,
     remote: Option<Remote>,
-    /// When anything came from the peer last.
+    /// When anything came from the peer last, or the session began.
     heard: Instant,
+    /// There has been a verdict.
+    judged: bool,
     next_tx: Instant,
 }
 
@@ -90,6 +96,7 @@ impl Session {
             diagnostic: Diagnostic::None,
             remote: None,
             heard: now,
+            judged: false,
             next_tx: now,
         }
     }
@@ -138,6 +145,7 @@ impl Session {
             (State::Up, _) => Some(Change::Silent(silent)),
             _ => None,
         };
+        self.judged |= change.is_some();
         if self.state == State::Up && next == State::Down {
             self.diagnostic = Diagnostic::NeighborDown;
         }
@@ -160,12 +168,13 @@ impl Session {
         if now < due {
             return None;
         }
-        let was_up = self.state == State::Up;
+        let is_news = self.state != State::Init;
+        self.judged |= is_news;
         self.state = State::Down;
         self.diagnostic = Diagnostic::DetectionTimeExpired;
         self.remote = None;
         self.next_tx = now;
-        was_up.then(|| Change::Silent(now.saturating_duration_since(self.heard)))
+        is_news.then(|| Change::Silent(now.saturating_duration_since(self.heard)))
     }
 
     /// The probe that is due, if one is.
@@ -223,10 +232,15 @@ impl Session {
         Some(if heard.read_by.is_some_and(|by| by >= due) { Judgement::Silent } else { Judgement::Unread })
     }
 
-    /// When silence becomes a verdict: our multiplier, times the slower of the other side's wish and our limit; compare RFC 5880 section 6.8.4.
+    /// When silence becomes a verdict: our multiplier, times the slower of the other side's wish and our limit; compare RFC 5880
+    /// section 6.8.4. Who was never up has longer, and is judged as well: it may have died before its first probe.
     pub fn detection_deadline(&self) -> Option<Instant> {
-        self.remote.filter(|_| matches!(self.state, State::Init | State::Up))?;
-        self.heard.checked_add(self.detection_time())
+        let time = match self.state {
+            State::Init | State::Up => self.detection_time(),
+            State::Down if !self.judged => FIRST.max(2 * self.detection_time()),
+            State::Down | State::AdminDown => return None,
+        };
+        self.heard.checked_add(time)
     }
 
     fn detection_interval(&self) -> Duration {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mesh_proto::record::{Condition, UplinkFault};
 
 use super::Control;
-use super::drain::Drain;
+use super::drain::{Drain, Loss, Losses};
 use super::event::Now;
 use super::status::moment;
 use super::uplink::Report;
@@ -22,6 +22,8 @@ pub struct Offers {
     lease_fault: Option<String>,
     /// The operator, or a stop, takes all of them out of use.
     pub drain: Drain,
+    /// Roles that were lost.
+    pub(super) losses: Losses,
 }
 
 impl Offers {
@@ -50,8 +52,7 @@ impl Control {
         if !self.local.egress.iter().any(|e| e.uplink == uplink) {
             return;
         }
-        let known = &mut self.offers.uplinks;
-        let before = known.get(&uplink).map(|r| r.fault);
+        let before = self.offers.uplinks.get(&uplink).map(|r| r.fault);
         let told = match (before.flatten(), report.fault) {
             (None, Some(fault)) => Some(Notice::UplinkDown {
                 interface: uplink.interface.clone(),
@@ -62,6 +63,12 @@ impl Control {
             _ => None,
         };
         let changed = before != Some(report.fault);
+        match (before.flatten(), report.fault) {
+            (None, Some(_)) => self.offers.losses.add(Loss::Uplink(uplink.clone()), now),
+            (Some(_), None) => self.offers.losses.take_back(&Loss::Uplink(uplink.clone())),
+            _ => {}
+        }
+        let known = &mut self.offers.uplinks;
         known.insert(uplink, report);
         known.retain(|uplink, _| self.local.egress.iter().any(|e| e.uplink == *uplink));
         if let Some(notice) = told {

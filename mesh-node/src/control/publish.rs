@@ -76,6 +76,7 @@ impl Control {
             removed: self.members.removed.iter().cloned().collect(),
             egress_used: self.roles.used.clone(),
             egress_drained: self.offers.drain.wanted(),
+            egress_elected: self.roles.saved(),
             records: std::iter::once(&self.own).chain(known).map(|r| r.signed.clone()).collect(),
         };
         self.outputs.push_back(Output::Save(saved));

@@ -122,7 +122,8 @@ impl Control {
         let interval = after.uptime.saturating_sub(before.uptime);
         let networks = &self.local.networks;
         let named = networks.iter().map(|n| (Worker::Outbound(n.ix), Some(n.name.to_string())));
-        let workers = named.chain([(Worker::Inbound, None)]).map(|(worker, network)| {
+        let lanes = after.counters.has_lanes.then_some((Worker::Lanes, None));
+        let workers = named.chain([(Worker::Inbound, None)]).chain(lanes).map(|(worker, network)| {
             let [old, new] = [before, after].map(|sample| sample.counters.worker(worker));
             WorkerPace {
                 worker: worker.name(),

@@ -1,6 +1,7 @@
 //! Read-only answers for the API and the metrics: what `Control` knows, in the operator's words.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_proto::api;
@@ -13,7 +14,8 @@ use super::members::Peer;
 use super::{gauges, rib};
 use crate::config::EgressChoice;
 use crate::forward::counters::LaneCount;
-use crate::forward::fib::{Egress, NetworkIx, PeerIx};
+use crate::forward::fib::{NetworkIx, PeerIx};
+use crate::forward::flows::Pinned;
 
 /// A certificate that ends within this time is worth a line.
 const EXPIRY_WARNING: i64 = 14 * 86_400;
@@ -88,8 +90,8 @@ pub trait Live {
         Traffic::default()
     }
     /// Flows of a network's VMs in progress that stay with an egress node, elected or not, as long as it carries them.
-    fn pinned_flows(&self, _network: NetworkIx, _egress: Egress) -> u64 {
-        0
+    fn pinned_flows(&self, _network: NetworkIx) -> Arc<Vec<Pinned>> {
+        Arc::default()
     }
 }
 

@@ -12,6 +12,7 @@
 //!
 //! Drops going out, and what a peer is sent, are added to by one thread per network; every other count has one writer.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ use arc_swap::ArcSwap;
 use mesh_proto::limits::MAX_NETWORKS;
 
 use super::DropReason;
-use super::fib::{Egress, NetworkIx};
+use super::fib::NetworkIx;
+use super::flows::Pinned;
 
 mod peer;
 mod snapshot;
@@ -128,7 +130,7 @@ struct NetworkCounts {
     worker: WorkerCounts,
     flow_overflows: Count,
     /// Flows in progress by egress: the latest, put here whole once a second at most.
-    pinned: ArcSwap<Vec<(Egress, u64)>>,
+    pinned: ArcSwap<Vec<Pinned>>,
 }
 
 #[derive(Debug, Default)]
@@ -285,7 +287,7 @@ impl Counters {
     }
 
     /// Says how many flows of a network stay with each egress.
-    pub fn pin(&self, network: NetworkIx, flows: &[(Egress, u64)]) {
+    pub fn pin(&self, network: NetworkIx, flows: &[Pinned]) {
         if let Some(network) = self.networks.get(usize::from(network.0))
             && network.pinned.load().as_slice() != flows
         {
@@ -293,11 +295,10 @@ impl Counters {
         }
     }
 
-    /// Flows of a network in progress that stay with this egress, as of a second ago.
-    pub fn pinned(&self, network: NetworkIx, egress: Egress) -> u64 {
+    /// Flows of a network in progress that stay where they are, as of a second ago.
+    pub fn pinned(&self, network: NetworkIx) -> Arc<Vec<Pinned>> {
         let network = self.networks.get(usize::from(network.0));
-        let count = |n: &NetworkCounts| n.pinned.load().iter().find(|(e, _)| *e == egress).map(|(_, n)| *n);
-        network.and_then(count).unwrap_or(0)
+        network.map(|network| network.pinned.load_full()).unwrap_or_default()
     }
 
     /// Counts a batch.

@@ -160,6 +160,12 @@ impl NetworkFib {
         place.and_then(|place| self.spec.egress.get(place as usize)).map_or(&[], |(_, via)| via)
     }
 
+    /// For which destinations together with this address egress nodes are elected.
+    pub fn egress_prefix(&self, address: IpAddr) -> Prefix {
+        let place = self.egress.lookup(address).and_then(|place| self.spec.egress.get(place as usize));
+        place.map_or(Prefix::default_route(address.is_ipv4()), |(prefix, _)| *prefix)
+    }
+
     /// Whether flows in progress to the address may stay with this egress, elected or not.
     pub fn holds(&self, egress: Egress, address: IpAddr) -> bool {
         self.spec.egress_holds.iter().any(|(prefix, held)| *held == egress && prefix.contains(address))

@@ -14,6 +14,7 @@
 
 use std::net::IpAddr;
 
+use mesh_proto::Prefix;
 use mesh_proto::ip::{Fragment, Layout, transport};
 
 use super::fib::{Egress, EgressVia, NetworkFib};
@@ -33,10 +34,10 @@ pub type Seconds = u32;
 const WAYS: usize = 8;
 const SETS: usize = 8192;
 
-/// Idle times after which a flow is forgotten. Not shorter than Linux's conntrack, which keeps the flow at the egress node; and
-/// answers, which keep it alive there, are not seen here.
+/// Idle times after which a flow is forgotten. Answers, which keep it alive at the egress node, are not seen here: not shorter than
+/// Linux's conntrack there, TCP excepted, which that keeps for five days.
 ///
-/// TCP: RFC 5382 REQ-5 (2 h 4 min), and for one that opens or closes 4 min.
+/// TCP: RFC 5382 REQ-5 (2 h 4 min, just longer than the usual keep-alive), and for one that opens or closes 4 min.
 pub const TCP_IDLE: Seconds = 7440;
 const TCP_TRANSITORY: Seconds = 240;
 /// UDP: RFC 4787 REQ-5 recommends 5 min; one packet alone asks for one answer.
@@ -97,6 +98,19 @@ struct Flow {
     state: State,
     /// Segments of the VM since its FIN, as far as can be counted.
     closing: u8,
+    /// Where it is counted, while it is.
+    group: u16,
+}
+
+/// How many flows in progress to a destination, as egress nodes are elected for it, stay with an egress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pinned {
+    /// The destination.
+    pub to: Prefix,
+    /// By which they leave.
+    pub egress: Egress,
+    /// How many.
+    pub flows: u64,
 }
 
 impl Flow {
@@ -108,6 +122,7 @@ impl Flow {
         acknowledged: 0,
         state: State::Ended,
         closing: 0,
+        group: 0,
     };
 
     fn limit(&self) -> Seconds {
@@ -174,7 +189,7 @@ pub struct Flows {
     /// Unknown to VMs: whoever knew it could fill one set.
     seed: u64,
     /// Flows in progress.
-    counts: Vec<(Egress, u64)>,
+    counts: Vec<Pinned>,
     overflows: u64,
     /// Where sweeping, and evacuating, goes on.
     swept: usize,
@@ -223,7 +238,7 @@ impl Flows {
         let way = self.follow(net, &parts, via, now)?;
         if let (Way::Egress(egress), Fragment::First) = (way, layout.fragment) {
             // those that come after it have no ports
-            self.set(&parts.key.without_ports(), egress, now);
+            self.set(net, &parts.key.without_ports(), egress, now);
         }
         Some(way)
     }
@@ -234,7 +249,7 @@ impl Flows {
         let Some(place) = self.find(&parts.key, hash) else {
             let egress = elect()?;
             if !parts.about_another {
-                self.add(parts, hash, egress, now);
+                self.add(net, parts, hash, egress, now);
             }
             return Some(Way::Egress(egress));
         };
@@ -253,27 +268,34 @@ impl Flows {
         if carries && !over {
             let counted = flow.counts();
             flow.see(parts, now);
-            let (egress, counts) = (flow.egress, flow.counts());
-            if counted != counts {
-                self.count(egress, counts);
+            let flow = *flow;
+            if counted && !flow.counts() {
+                self.uncount(flow.group);
             }
-            return Some(Way::Egress(egress));
+            return Some(Way::Egress(flow.egress));
         }
         if !over && flow.is_to_be_reset() && net.spec().egress_drained.contains(&flow.egress) {
-            let (egress, counted, in_progress) = (flow.egress, flow.counts(), flow.in_progress(now));
+            let (group, counted, in_progress) = (flow.group, flow.counts(), flow.in_progress(now));
             flow.state = State::Reset;
             flow.see(parts, now);
             // the VM is told at once, and the server with the flows that are evacuated
             self.begun.push(flow.reset(in_progress));
             if counted {
-                self.count(egress, false);
+                self.uncount(group);
             }
             return Some(Way::Reset);
         }
         self.remove(place);
         let egress = elect()?;
-        self.add(parts, hash, egress, now);
+        self.add(net, parts, hash, egress, now);
         Some(Way::Egress(egress))
+    }
+
+    /// Forgets the flow of a packet: it begins anew, where it is not seen here.
+    pub fn forget(&mut self, packet: &[u8], layout: &Layout) {
+        let found =
+            Parts::of(packet, layout).and_then(|parts| self.find(&parts.key, parts.key.hash(self.seed)));
+        found.into_iter().for_each(|place| self.remove(place));
     }
 
     /// Each second: forgets what is idle, some sets at a time. True when that second has begun.
@@ -305,7 +327,7 @@ impl Flows {
         resets: &mut Vec<Reset>,
     ) -> bool {
         resets.append(&mut self.begun);
-        let counted = self.counts.iter().any(|(egress, count)| *count > 0 && drained.contains(egress));
+        let counted = self.counts.iter().any(|pinned| pinned.flows > 0 && drained.contains(&pinned.egress));
         if !counted && self.evacuated == 0 && self.evacuated_of == drained {
             return true;
         }
@@ -327,12 +349,12 @@ impl Flows {
                     continue;
                 }
                 if !flow.expired(now) && flow.is_to_be_reset() {
-                    let (egress, counted) = (flow.egress, flow.counts());
+                    let (group, counted) = (flow.group, flow.counts());
                     resets.push(flow.reset(flow.in_progress(now)));
                     flow.state = State::Reset;
                     flow.last = now;
                     if counted {
-                        self.count(egress, false);
+                        self.uncount(group);
                     }
                 } else {
                     self.remove(place);
@@ -345,8 +367,8 @@ impl Flows {
         true
     }
 
-    /// Flows in progress by egress.
-    pub fn counts(&self) -> &[(Egress, u64)] {
+    /// Flows in progress by destination and egress.
+    pub fn counts(&self) -> &[Pinned] {
         &self.counts
     }
 
@@ -357,7 +379,7 @@ impl Flows {
 
     /// Whether there is any.
     pub fn is_empty(&self) -> bool {
-        self.counts.iter().all(|(_, count)| *count == 0)
+        self.counts.iter().all(|pinned| pinned.flows == 0)
     }
 
     /// Takes the number of flows that found no room, or lost it while in use, since the last call.
@@ -377,7 +399,7 @@ impl Flows {
             .map(|w| set * WAYS + w)
     }
 
-    fn add(&mut self, parts: &Parts, hash: u64, egress: Egress, now: Seconds) {
+    fn add(&mut self, net: &NetworkFib, parts: &Parts, hash: u64, egress: Egress, now: Seconds) {
         let mut flow = Flow { key: parts.key, egress, last: now, state: State::Opening, ..Flow::NONE };
         if let Some(tcp) = parts.tcp {
             flow.sequence = tcp.end;
@@ -386,27 +408,25 @@ impl Flows {
             flow.state = if flow.state == State::Open { State::Opening } else { flow.state };
         }
         // the end of a flow that we do not know opens none
-        if flow.counts() && self.put(flow, hash, now) {
-            self.count(egress, true);
+        if flow.counts() {
+            self.put(net, flow, hash, now);
         }
     }
 
-    fn set(&mut self, key: &Key, egress: Egress, now: Seconds) {
+    fn set(&mut self, net: &NetworkFib, key: &Key, egress: Egress, now: Seconds) {
         let hash = key.hash(self.seed);
         match self.find(key, hash) {
             Some(place) if self.flows[place].egress == egress => self.flows[place].last = now,
             found => {
                 found.into_iter().for_each(|place| self.remove(place));
                 let flow = Flow { key: *key, egress, last: now, state: State::Opening, ..Flow::NONE };
-                if self.put(flow, hash, now) {
-                    self.count(egress, true);
-                }
+                self.put(net, flow, hash, now);
             }
         }
     }
 
-    /// Puts a flow where there is room, or where it can be made.
-    fn put(&mut self, flow: Flow, hash: u64, now: Seconds) -> bool {
+    /// Puts a flow in progress where there is room, or where it can be made.
+    fn put(&mut self, net: &NetworkFib, mut flow: Flow, hash: u64, now: Seconds) {
         let set = set_of(hash);
         let free = self.tags[set].iter().position(|tag| *tag == 0);
         let way = free.or_else(|| {
@@ -414,7 +434,7 @@ impl Flows {
                 let flow = &self.flows[set * WAYS + way];
                 let class = if flow.expired(now) {
                     0
-                } else if flow.state == State::Open || flow.state == State::Reset {
+                } else if flow.under_way() || flow.state == State::Reset {
                     2
                 } else {
                     1
@@ -423,42 +443,60 @@ impl Flows {
             };
             (0..WAYS).min_by_key(worth)
         });
-        let Some(way) = way else { return false };
+        let Some(way) = way else { return };
         let place = set * WAYS + way;
         if free.is_none() {
             let there = &self.flows[place];
             if !there.expired(now) {
-                self.overflows += u64::from(there.counts());
-                if there.state == State::Open && there.idle(now) < IN_USE {
-                    return false;
+                self.overflows += u64::from(there.counts() || there.under_way());
+                if there.under_way() && there.idle(now) < IN_USE {
+                    return;
                 }
             }
             self.remove(place);
         }
+        flow.group = self.count(net.egress_prefix(flow.key.addresses().1), flow.egress);
         self.tags[set][way] = tag_of(hash);
         self.flows[place] = flow;
-        true
     }
 
     fn remove(&mut self, place: usize) {
         let flow = self.flows[place];
         self.tags[place / WAYS][place % WAYS] = 0;
         if flow.counts() {
-            self.count(flow.egress, false);
+            self.uncount(flow.group);
         }
     }
 
-    fn count(&mut self, egress: Egress, more: bool) {
-        let at = self.counts.iter().position(|(e, _)| *e == egress).unwrap_or_else(|| {
-            self.counts.push((egress, 0));
-            self.counts.len() - 1
-        });
-        let count = &mut self.counts[at].1;
-        *count = if more { *count + 1 } else { count.saturating_sub(1) };
+    /// Counts one more, and says where. A place that nothing is counted in any more is taken for another.
+    fn count(&mut self, to: Prefix, egress: Egress) -> u16 {
+        let same = |pinned: &Pinned| pinned.to == to && pinned.egress == egress;
+        let at = self.counts.iter().position(same);
+        let at = at.or_else(|| self.counts.iter().position(|pinned| pinned.flows == 0));
+        let at = at.unwrap_or(self.counts.len());
+        let Ok(group) = u16::try_from(at) else { return u16::MAX };
+        let flows = self.counts.get(at).map_or(0, |pinned| pinned.flows) + 1;
+        let pinned = Pinned { to, egress, flows };
+        match self.counts.get_mut(at) {
+            Some(place) => *place = pinned,
+            None => self.counts.push(pinned),
+        }
+        group
+    }
+
+    fn uncount(&mut self, group: u16) {
+        if let Some(pinned) = self.counts.get_mut(usize::from(group)) {
+            pinned.flows = pinned.flows.saturating_sub(1);
+        }
     }
 }
 
 impl Flow {
+    /// More than begun, and more than about to end: a download after the VM's FIN is.
+    fn under_way(&self) -> bool {
+        self.state == State::Open || (self.state == State::Closing && self.closing > LAST_WORDS)
+    }
+
     /// May hang without a word: a TCP flow under way, also one that only the VM has closed.
     fn is_to_be_reset(&self) -> bool {
         let tcp = self.key.protocol() == transport::TCP && self.key.has_ports();

@@ -54,6 +54,9 @@ pub enum DropReason {
     BadFrame,
     /// Of a TCP flow whose egress node is drained: answered with a RST.
     FlowReset,
+    /// Of a flow that left by another egress node, which carries it no more, and that this host's kernel does not map: it begins
+    /// anew here. TCP is answered with a RST.
+    FlowMoved,
 }
 
 impl DropReason {
@@ -73,6 +76,7 @@ impl DropReason {
         Self::TunError,
         Self::BadFrame,
         Self::FlowReset,
+        Self::FlowMoved,
     ];
 
     /// The metric label.
@@ -92,6 +96,7 @@ impl DropReason {
             Self::TunError => "tun_error",
             Self::BadFrame => "bad_frame",
             Self::FlowReset => "flow_reset",
+            Self::FlowMoved => "flow_moved",
         }
     }
 }
@@ -174,6 +179,9 @@ pub fn translate_flow(
     let Ok(view) = Packet::parse(&*packet) else { return Outcome::dropped(DropReason::Malformed) };
     let (source, destination, layout) = (view.source(), view.destination(), *view.layout());
     let plan = plan_outbound(net, source, destination, |via| flows.way(net, packet, &layout, via, now));
+    if matches!(plan, Err(DropReason::FlowMoved)) {
+        flows.forget(packet, &layout);
+    }
     carry_out(plan, packet, &layout, partial)
 }
 
@@ -299,8 +307,15 @@ fn plan_outbound(
         None => match choose(net.egress(destination)).ok_or(DropReason::NoRoute)? {
             Way::Reset => return Err(DropReason::FlowReset),
             Way::Egress(Egress::Peer(peer)) => Verdict::Tunnel(peer),
-            Way::Egress(Egress::Own) if net.offers(destination) => Verdict::Hairpin,
-            Way::Egress(Egress::Own) => return Err(DropReason::ForbiddenDestination),
+            Way::Egress(Egress::Own) if !net.offers(destination) => {
+                return Err(DropReason::ForbiddenDestination);
+            }
+            // It would come out of the TUN as the very flow that went in, and conntrack has decided on its NAT; so the kernel
+            // sends such flows past the TUN from their first packet on.
+            Way::Egress(Egress::Own) if local.is_none_or(Mapping::is_identity) => {
+                return Err(DropReason::FlowMoved);
+            }
+            Way::Egress(Egress::Own) => Verdict::Hairpin,
         },
     };
     Ok(Plan { verdict, rewrite, internet })

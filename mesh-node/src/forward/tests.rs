@@ -115,6 +115,16 @@ fn internet_traffic_goes_to_the_chosen_egress() {
 }
 
 #[test]
+fn what_own_egress_would_send_out_as_it_came_in_begins_anew() {
+    let out = ["203.0.113.14", "198.51.100.7"];
+    dropped(&egress_net(), out, DropReason::FlowMoved);
+    let mut spec = egress_spec();
+    spec.maps[0].1 = spec.maps[0].0;
+    dropped(&NetworkFib::new(spec), ["192.168.100.5", "198.51.100.7"], DropReason::FlowMoved);
+    check_outbound(&net(), out, Verdict::Tunnel(PEER), out);
+}
+
+#[test]
 fn own_egress_refuses_what_it_does_not_offer() {
     dropped(&egress_net(), ["192.168.100.5", "10.8.0.1"], DropReason::ForbiddenDestination);
     let open = ["192.168.100.5", "10.9.0.1"];

@@ -14,6 +14,7 @@
 //! loop hangs.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ use super::host::lease::Renewals;
 use super::notices::tell;
 use super::quic::connection::Event;
 use super::quic::hearing::Hearing;
+use super::vital;
 use crate::control::event::{ConnId, Input};
 use crate::control::host::lease::{Keeper, Lease};
 use crate::control::liveness::{Change, HeardBy, Judgement, ProbeParams, Session};
@@ -99,12 +101,28 @@ pub struct Heard {
     lately: AtomicU32,
     /// Probes have come beside the connection.
     beside: AtomicBool,
+    /// What a probe says that says nothing new, as [`digest`] has it; 0: there is none.
+    steady: AtomicU64,
+}
+
+/// Of a probe; never 0.
+fn digest(probe: &Probe) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&probe.encode());
+    hasher.finish() | 1
 }
 
 impl Heard {
     /// Something has come.
     pub fn now(&self) {
         self.last.set(Instant::now());
+    }
+
+    /// A probe of a session that is up on both sides, which says what the last one said, proves life and nothing else: the thread need
+    /// not wake up for it.
+    fn knows(&self, probe: &Probe) -> bool {
+        let steady = self.steady.load(Relaxed);
+        steady != 0 && steady == digest(probe)
     }
 
     /// Whether the thread is to have one probe more.
@@ -162,7 +180,7 @@ impl Prober {
             read_by: None,
             rng: SmallRng::seed_from_u64(super::chance()),
         };
-        std::thread::Builder::new().name("mesh-live".to_owned()).spawn(move || {
+        vital::spawn("mesh-live", move || {
             prioritise();
             thread.run();
         })?;
@@ -199,7 +217,9 @@ impl Prober {
         let Some(probe) = frame::probe(frame).and_then(|bytes| Probe::decode(bytes).ok()) else {
             return false;
         };
-        if heard.takes(Instant::now()) {
+        if heard.knows(&probe) {
+            heard.now();
+        } else if heard.takes(Instant::now()) {
             self.send(Message::Probed { conn, heard: heard.clone(), probe, at: Instant::now() });
         }
         true
@@ -220,6 +240,8 @@ struct Tunnel {
     ours: bool,
     /// Not told yet.
     untold: Option<Change>,
+    /// The peer's last probe that said "up".
+    said: u64,
 }
 
 impl Tunnel {
@@ -303,8 +325,15 @@ impl Thread {
     fn message(&mut self, message: Message) {
         match message {
             Message::Open { conn, connection, heard } => {
-                let tunnel =
-                    Tunnel { connection, beside: None, heard, session: None, ours: false, untold: None };
+                let tunnel = Tunnel {
+                    connection,
+                    beside: None,
+                    heard,
+                    session: None,
+                    ours: false,
+                    untold: None,
+                    said: 0,
+                };
                 self.sessions.insert(conn, tunnel);
                 self.adapt();
             }
@@ -333,6 +362,7 @@ impl Thread {
                     return;
                 }
                 tunnel.untold = session.handle_probe(&probe, at).or(tunnel.untold);
+                tunnel.said = if probe.state == State::Up { digest(&probe) } else { 0 };
                 if probe.state == State::AdminDown && !tunnel.ours {
                     tunnel.session = None;
                 }
@@ -433,6 +463,8 @@ impl Thread {
                     tunnel.send(&probe);
                 }
             }
+            let up = tunnel.session.as_ref().is_some_and(|session| session.state() == State::Up);
+            tunnel.heard.steady.store(if up { tunnel.said } else { 0 }, Relaxed);
             let Some(change) = tunnel.untold.take() else { continue };
             let event = Event::Input(Input::Liveness { conn: *conn, change });
             if !told(&self.events, event) {

@@ -23,6 +23,7 @@ pub mod state;
 pub mod trace;
 pub mod tun;
 pub mod uplink;
+pub mod vital;
 
 /// Both clocks, read for the pure core.
 pub fn now() -> Now {

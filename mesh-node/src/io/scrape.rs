@@ -145,13 +145,14 @@ fn network(
 ) -> NetworkMetrics {
     let count = counts.network(network.ix);
     let device = devices.get(&network.tun).copied().unwrap_or_default();
+    let pinned = view.live.pinned_flows(network.ix);
     let egress = |gauge: EgressGauge<'_>| {
         let (receive, transmit) = match gauge.peer {
             Some(peer) => split(view.live.egress(peer, network.ix)),
             None => (count.flow(Flow::OwnEgressReceive), count.flow(Flow::OwnEgressTransmit)),
         };
         let place = gauge.peer.map_or(Egress::Own, Egress::Peer);
-        let pinned_flows = view.live.pinned_flows(network.ix, place);
+        let pinned_flows = pinned.iter().filter(|p| p.egress == place).map(|p| p.flows).sum();
         EgressMetrics { node: gauge.node.to_string(), active: gauge.active, pinned_flows, receive, transmit }
     };
     NetworkMetrics {

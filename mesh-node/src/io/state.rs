@@ -8,7 +8,7 @@ use anyhow::Context;
 use mesh_proto::record::SignedRecord;
 use serde::{Deserialize, Serialize};
 
-use crate::control::event::Saved;
+use crate::control::event::{Saved, SavedPost};
 
 #[derive(Default, Serialize, Deserialize)]
 struct PeersFile {
@@ -19,6 +19,8 @@ struct PeersFile {
     egress_used: BTreeMap<mesh_proto::NetworkName, mesh_proto::NodeId>,
     #[serde(default)]
     egress_drained: bool,
+    #[serde(default)]
+    egress_elected: Vec<SavedPost>,
 }
 
 fn peers_path(dir: &Path) -> PathBuf {
@@ -45,6 +47,7 @@ pub fn load(dir: &Path) -> (Saved, Vec<String>) {
             saved.removed = file.removed;
             saved.egress_used = file.egress_used;
             saved.egress_drained = file.egress_drained;
+            saved.egress_elected = file.egress_elected;
         }
         Ok(Err(error)) => aside(&path, error.to_string()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -81,6 +84,7 @@ pub fn store(dir: &Path, saved: &Saved) -> anyhow::Result<()> {
         removed: saved.removed.clone(),
         egress_used: saved.egress_used.clone(),
         egress_drained: saved.egress_drained,
+        egress_elected: saved.egress_elected.clone(),
     };
     replace(&peers_path(dir), &serde_json::to_vec_pretty(&file)?)?;
     let mut bytes = Vec::new();
@@ -118,6 +122,12 @@ mod tests {
             removed: vec!["ph9".parse().unwrap()],
             egress_used: BTreeMap::from([("default".parse().unwrap(), "ph2".parse().unwrap())]),
             egress_drained: true,
+            egress_elected: vec![SavedPost {
+                network: "default".parse().unwrap(),
+                destination: "0.0.0.0/0".parse().unwrap(),
+                elected: vec!["ph2".parse().unwrap()],
+                failed: vec!["ph3".parse().unwrap()],
+            }],
             records: vec![record.clone(), record],
         };
         store(dir.path(), &saved).unwrap();

@@ -402,11 +402,11 @@ notices! {
         says "a lost device cannot be made anew: trying on";
         remedy "mend what the error names: mostly another device has taken the name";
 
-    /// A bug: a thread that carries packets has ended.
-    PacketThreadDied { thread: String }
-        is "packet_thread_died", Error, Free;
-        says "packet thread ended by a panic";
-        remedy "restart the node, and report the lines before this one";
+    /// A bug: a thread that carries packets or probes has ended, and the process with it.
+    ThreadDied { thread: String }
+        is "thread_died", Error, Free;
+        says "a thread of the node ended by a panic, and the node with it";
+        remedy "report the lines before this one; the service manager starts the node again";
 
     /// A file of the state directory could not be read; it is kept aside.
     StateDamaged { error: String }

@@ -22,6 +22,7 @@ use crate::forward::fib::{NetworkIx, PeerIx};
 use crate::forward::flows::{Flows, Reset, Seconds};
 use crate::forward::segment::{self, NEEDS_CSUM, VnetHdr};
 use crate::forward::{self, DropReason, Internet, Outcome, Verdict};
+use crate::io::host::moved::Moved;
 use crate::io::notices::tell;
 use crate::io::tun::{READ_BUFFER, Read, Tun, VNET_HEADER, Wait};
 use crate::notice::Notice;
@@ -185,10 +186,16 @@ impl Outbound<'_> {
             Some(vnet) => self.forward(snapshot, n, &vnet, count, filled),
             None => Err(DropReason::Malformed),
         };
-        if forwarded == Err(DropReason::FlowReset)
+        if matches!(forwarded, Err(DropReason::FlowReset | DropReason::FlowMoved))
             && let Some(reset) = Reset::of_packet(&self.buffer[VNET_HEADER..n])
         {
             self.answer(&reset.to_vm());
+        }
+        if forwarded == Err(DropReason::FlowMoved)
+            && let Some(moved) = Moved::of(&self.buffer[VNET_HEADER..n])
+        {
+            // full: its next packet tells again
+            let _ = self.shared.moved.try_send(moved);
         }
         if let Err(reason) = forwarded {
             filled.drops.add(reason, count.packets);

@@ -65,6 +65,7 @@ impl Sent {
         self.too_big += other.too_big;
         self.queue_full += other.queue_full;
         self.gone += other.gone;
+        self.waited += other.waited;
     }
 
     /// Bytes of the inner packets sent.

@@ -23,8 +23,7 @@ mod report;
 mod scenario;
 mod world;
 
-/// The stream goes on for so long; it is struck after `BEFORE`.
-const STREAM: Duration = Duration::from_millis(3500);
+/// A stream is struck after so long.
 const BEFORE: Duration = Duration::from_millis(1000);
 
 /// Between two looks of a long load.
@@ -119,12 +118,12 @@ fn one(world: &mut World, scenario: Scenario) -> Result<Result<Run, Skipped>> {
     let file = world.lab.dir().join("stream");
     let _ = std::fs::remove_file(&file);
     let seen = world.lab.log("ph1").len();
-    world.stream(WEB4, STREAM, &file)?;
+    world.stream(WEB4, BEFORE + scenario.takes(), &file)?;
     std::thread::sleep(BEFORE);
     let event = stream::clock();
     scenario.strike(world, &victim)?;
     let struck = stream::clock();
-    let written = crate::wait_until(STREAM + Duration::from_secs(10), || file.exists());
+    let written = crate::wait_until(BEFORE + scenario.takes() + Duration::from_secs(10), || file.exists());
     scenario.mend(world, &victim)?;
     if !written {
         bail!("the stream did not end");

@@ -1,6 +1,7 @@
 //! The ways in which an egress node fails, or leaves.
 
 use anyhow::{Result, bail};
+use std::time::Duration;
 
 use super::world::World;
 use crate::command::signal;
@@ -70,6 +71,15 @@ impl Scenario {
         Ok(ALL.into_iter().filter(|s| names.is_empty() || names.iter().any(|n| n == s.name())).collect())
     }
 
+    /// For how long the stream goes on after the strike: until all has moved to the other node.
+    pub(super) fn takes(self) -> Duration {
+        match self {
+            // the hand-over of a stop has a deadline of 5 s
+            Self::Term => Duration::from_secs(7),
+            _ => Duration::from_millis(2500),
+        }
+    }
+
     /// What this build lacks for it.
     pub(super) fn refused(self, world: &World) -> Result<Option<Skipped>> {
         let why = match self {
@@ -94,7 +104,7 @@ impl Scenario {
             Self::Cable => world.uplink(victim, "down"),
             Self::Target => world.swallow(victim, true),
             Self::Freeze => world.lab.freeze(victim),
-            Self::Drain => world.ask(victim, &["egress", "drain"]),
+            Self::Drain => world.ask(victim, &["egress", "drain", "--deadline", "1s"]),
             Self::Term => signal(world.lab.pid(victim)?, "TERM"),
         }
     }

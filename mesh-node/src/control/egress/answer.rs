@@ -64,7 +64,14 @@ impl Control {
             }
         }
         for (network, node) in &self.roles.used {
-            notes.push(format!("egress of network {network}: {}", forced(node)));
+            let elections = self.roles.elections(network);
+            let text = match elections.iter().any(|election| election.first() == Some(node)) {
+                true => forced(node),
+                false => format!(
+                    "an operator named {node}, which cannot carry at present: `mesh-ctl egress use auto` undoes it"
+                ),
+            };
+            notes.push(format!("egress of network {network}: {text}"));
         }
     }
 
@@ -127,7 +134,7 @@ impl Control {
             elected: election.first().map(NodeId::to_string),
             elected_nodes: election.elected.iter().map(NodeId::to_string).collect(),
             forced: self.roles.used.get(&network.name).map(NodeId::to_string),
-            candidates: election.candidates.iter().map(|c| self.candidate(network, c, live)).collect(),
+            candidates: self.candidates(network, election, live),
             last_failover: post.and_then(|post| post.last.as_ref()).map(shown),
         }
     }
@@ -161,19 +168,30 @@ impl Control {
         }
     }
 
-    fn candidate(&self, network: &LocalNetwork, candidate: &Candidate, live: &dyn Live) -> api::Candidate {
-        let way = match candidate.node == self.local.identity.node {
-            true => Some(Egress::Own),
-            false => self.members.peers.get(&candidate.node).map(|peer| Egress::Peer(peer.ix)),
+    fn candidates(
+        &self,
+        network: &LocalNetwork,
+        election: &Election,
+        live: &dyn Live,
+    ) -> Vec<api::Candidate> {
+        let pinned = live.pinned_flows(network.ix);
+        let flows = |node: &NodeId| {
+            let way = match *node == self.local.identity.node {
+                true => Egress::Own,
+                false => Egress::Peer(self.members.peers.get(node)?.ix),
+            };
+            let there = pinned.iter().find(|p| p.to == election.destination && p.egress == way);
+            there.map(|pinned| pinned.flows)
         };
-        api::Candidate {
+        let one = |candidate: &Candidate| api::Candidate {
             node: candidate.node.to_string(),
             state: candidate.standing.as_str().into(),
             reason: self.trouble(candidate),
             since: moment(candidate.since.unix_ms),
             held_down_until: candidate.held_until_unix_ms.map(moment),
-            flows: way.map_or(0, |way| live.pinned_flows(network.ix, way)),
-        }
+            flows: flows(&candidate.node).unwrap_or(0),
+        };
+        election.candidates.iter().map(one).collect()
     }
 
     /// What is wrong with a candidate, as the end of a sentence about it.

@@ -13,8 +13,9 @@ use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use self::election::{Candidate, Election};
 use self::failover::{Change, FailoverCause, Post};
+use self::former::Former;
 use self::standing::{Absence, Sight, Standing, Track};
-use super::event::{LocalNetwork, LocalNode, Now, Output};
+use super::event::{LocalNetwork, LocalNode, Now, Output, SavedPost};
 use super::members::Members;
 use super::observed::Observed;
 use super::offers::Offers;
@@ -26,6 +27,7 @@ mod answer;
 pub mod damping;
 pub mod election;
 pub mod failover;
+mod former;
 pub mod standing;
 mod used;
 
@@ -40,14 +42,15 @@ pub struct Roles {
     pub(super) used: BTreeMap<NetworkName, NodeId>,
     tracks: BTreeMap<(NetworkName, NodeId), Track>,
     posts: BTreeMap<(NetworkName, Prefix), Post>,
+    former: Former,
     /// When time alone changes something.
     due: Option<Instant>,
 }
 
 impl Roles {
     /// As they are after a start.
-    pub(super) fn new(used: BTreeMap<NetworkName, NodeId>) -> Self {
-        Self { used, ..Self::default() }
+    pub(super) fn new(used: BTreeMap<NetworkName, NodeId>, former: Vec<SavedPost>, now: Now) -> Self {
+        Self { used, former: Former::new(former, now), ..Self::default() }
     }
 
     /// Who carries a network's destinations.
@@ -86,13 +89,18 @@ impl Control {
         let scene = Scene { local, offers, members, now };
         let mut told = Vec::new();
         roles.due = None;
+        roles.former.expire(now);
         for network in &local.networks {
             roles.elect_for(&scene, network, counts, &mut told);
         }
         roles.keep(|name| local.networks.iter().any(|n| n.name == *name));
         members.carriers =
             roles.all().flat_map(|(_, election)| &election.candidates).map(|c| c.node.clone()).collect();
+        let changed = !told.is_empty();
         outputs.extend(told.into_iter().map(Output::Tell));
+        if changed {
+            self.save();
+        }
     }
 }
 
@@ -123,9 +131,13 @@ impl Roles {
         // destination that an egress node carries must not move because another has nobody. What has nobody is then refused,
         // as without fallback.
         let chooses = matches!(network.egress, EgressChoice::Nodes(_) | EgressChoice::Auto);
+        let awaits = |e: &Election| {
+            let former = self.former.elected(&network.name, e.destination);
+            self.former.awaited_until(former, &e.candidates, scene.now).is_some()
+        };
         let falls_back = chooses
             && network.egress_rules.fallback == EgressFallback::Local
-            && elections.iter().all(|e| e.elected.is_empty());
+            && elections.iter().all(|e| e.elected.is_empty() && !awaits(e));
         self.note(network, &elections, falls_back, scene.now, counts, told);
         self.elections.insert(network.name.clone(), elections);
     }
@@ -141,7 +153,8 @@ impl Roles {
         let now = scene.now;
         for sight in sights {
             let key = (network.name.clone(), sight.node.clone());
-            let track = self.tracks.entry(key).or_insert_with(|| Track::new(sight, now));
+            let failed = self.former.has_failed(&network.name, &sight.node);
+            let track = self.tracks.entry(key).or_insert_with(|| Track::new(sight, failed, now));
             let hold = track.see(sight.standing, sight.ago, now);
             self.due = [self.due, track.held_until(now)].into_iter().flatten().min();
             if let Some(hold) = hold {
@@ -189,8 +202,14 @@ impl Roles {
         let candidates: Vec<Candidate> =
             sights.iter().filter(|s| s.serves(&destination)).filter_map(candidate).collect();
         let post = self.posts.get(&(network.name.clone(), destination));
-        let current = post.map_or(&[][..], |post| &post.elected);
+        let former = self.former.elected(&network.name, destination);
         let forced = self.used.get(&network.name);
+        let is_there = candidates.iter().any(|c| Some(&c.node) == forced && c.standing.carries());
+        if let Some(until) = self.former.awaited_until(former, &candidates, now).filter(|_| !is_there) {
+            return (Election { destination, candidates, elected: Vec::new() }, Some(until));
+        }
+        let current =
+            post.map(|post| &post.elected[..]).filter(|elected| !elected.is_empty()).unwrap_or(former);
         let choice = election::elect(&candidates, current, forced, &network.egress_rules, now.mono);
         (Election { destination, candidates, elected: choice.elected }, choice.again)
     }
@@ -220,6 +239,9 @@ impl Roles {
                 if let Some(track) = self.tracks.get_mut(&(name.clone(), node.clone())) {
                     track.is_elected(now);
                 }
+            }
+            if !election.elected.is_empty() {
+                self.former.succeeded(name, election.destination);
             }
             let post = self.posts.entry((name.clone(), election.destination)).or_default();
             let forced = self.used.get(name);

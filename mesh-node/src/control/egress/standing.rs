@@ -212,13 +212,14 @@ pub(super) struct Track {
 }
 
 impl Track {
-    /// Of a node that is met for the first time: whatever is wrong with it, it has not failed.
-    pub(super) fn new(sight: &Sight, now: Now) -> Self {
+    /// Of a node that is met for the first time: whatever is wrong with it, it has not failed, unless it had before this node was
+    /// started anew.
+    pub(super) fn new(sight: &Sight, failed: bool, now: Now) -> Self {
         Self {
             standing: sight.standing,
             since: now,
             carried: now.mono,
-            failed: false,
+            failed,
             ever: false,
             elected: None,
             held_until_unix_ms: None,

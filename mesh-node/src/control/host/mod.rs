@@ -29,6 +29,10 @@ pub const MARK_MASK: u32 = 0xff00_0000;
 /// Mark of underlay sockets (SO_MARK).
 pub const UNDERLAY_MARK: u32 = 0xf500_0000;
 
+/// Connection mark of what own VMs send to the Internet through the TUN, by another node, where this one is an egress node
+/// too: it goes on that way when this node is elected.
+pub const AWAY_MARK: u32 = 0x4f00_0000;
+
 /// The egress mark of a network slot.
 pub fn egress_mark(slot: u8) -> u32 {
     (0x50 + u32::from(slot)) << 24
@@ -193,6 +197,8 @@ pub struct HostNetwork {
     pub routes: Vec<MeshRoute>,
     /// How the segment's own traffic leaves.
     pub out: HostOut,
+    /// How it leaves by this host when nobody else carries, where it may. Flows that began so go on after others carry again.
+    pub fallback: Option<HostEgress>,
     /// Whether this node offers egress for the network, and how.
     pub offer: Option<HostEgress>,
     /// What needs no TUN on its way out.
@@ -230,12 +236,17 @@ impl HostNetwork {
         all
     }
 
-    /// How the segment itself leaves by this host, if it does.
+    /// How the segment itself leaves by this host, if it does or may.
     pub fn local(&self) -> Option<&HostEgress> {
         match &self.out {
             HostOut::Local(egress) => Some(egress),
-            HostOut::None | HostOut::Tunnel { .. } => None,
+            HostOut::None | HostOut::Tunnel { .. } => self.fallback.as_ref(),
         }
+    }
+
+    /// Own VMs may leave past the TUN.
+    pub fn leaves_past_tun(&self) -> bool {
+        self.local().is_some() || !self.own.sources.is_empty()
     }
 
     /// What leaves to the Internet by this host: for others, and for its own segment.

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use mesh_proto::Prefix;
 
 use super::routes::{ISO_TABLE, in_table, mesh_table, out_table};
-use super::{BASE_PRIORITY, HostNetwork, HostOut, HostState, UNDERLAY_MARK, egress_mark};
+use super::{BASE_PRIORITY, HostNetwork, HostState, UNDERLAY_MARK, egress_mark};
 
 /// The kernel's main table (`RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;
@@ -147,7 +147,7 @@ impl Family<'_> {
     /// Egress flows and their replies.
     fn marked(&mut self, network: &HostNetwork) {
         let mark = egress_mark(network.slot);
-        if matches!(network.out, HostOut::Local(_)) || !network.own.sources.is_empty() {
+        if network.leaves_past_tun() {
             self.add(20, Match::iif(&network.segment).marked(mark), Action::Table(MAIN_TABLE));
         }
         let v4 = self.v4;

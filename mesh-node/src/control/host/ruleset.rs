@@ -8,7 +8,7 @@ use mesh_proto::Prefix;
 
 use super::lease;
 use super::routes::MIN_MTU_V6;
-use super::{HostEgress, HostNetwork, HostOut, HostState, MARK_MASK, egress_mark};
+use super::{AWAY_MARK, HostEgress, HostNetwork, HostOut, HostState, MARK_MASK, egress_mark};
 use crate::forward::fib::Expose;
 
 /// Family and name of our table.
@@ -139,28 +139,33 @@ fn mark_lines(lines: &mut Vec<String>, state: &HostState, network: &HostNetwork)
             lines.push(format!("iifname {tun} ct direction original {ip} daddr != {behind} {mark}"));
         }
         if refuses(network, v4) && !subnets.is_empty() {
-            // the refusal itself is a route's: it answers with ICMP, and stands without this table
+            // not what is in progress past the TUN; without this table a route refuses
             lines.push(format!(
-                "iifname {seg} {ip} saddr {from} {ip} daddr != @all{number} fib daddr type != {{ local, broadcast, \
-                 multicast }} jump closed{slot}",
+                "iifname {seg} ct direction original ct mark & {MARK_MASK:#010x} != {mark:#010x} {ip} saddr {from} \
+                 {ip} daddr != @all{number} fib daddr type != {{ local, broadcast, multicast }} jump closed{slot}",
+                mark = egress_mark(network.slot),
                 from = braced(subnets.clone()),
                 slot = network.slot,
             ));
         }
         let own: Vec<Prefix> = network.own.sources.iter().copied().filter(of_family).collect();
-        if !own.is_empty() {
+        let mut past: Vec<Prefix> = own.clone();
+        past.extend(subnets.iter().filter(|_| network.fallback.is_some()));
+        if !past.is_empty() {
             // left past the TUN before another node was elected: what is in progress stays
             let keep = !MARK_MASK;
             lines.push(format!(
                 "iifname {seg} ct direction original ct mark & {MARK_MASK:#010x} == {mark:#010x} {ip} saddr {from} meta mark \
                  set meta mark & {keep:#010x} | {mark:#010x}",
                 mark = egress_mark(network.slot),
-                from = braced(own.clone()),
+                from = braced(past),
             ));
         }
         if !own.is_empty() {
+            // not what left through the TUN before this node was elected: it has another node's address
             lines.push(format!(
-                "iifname {seg} ct direction original {ip} saddr {from} {ip} daddr != @all{number} jump own{slot}",
+                "iifname {seg} ct direction original ct mark & {MARK_MASK:#010x} != {AWAY_MARK:#010x} {ip} saddr {from} \
+                 {ip} daddr != @all{number} jump own{slot}",
                 from = braced(own),
                 slot = network.slot,
             ));
@@ -190,19 +195,21 @@ fn mark_statement(network: &HostNetwork) -> String {
 
 /// What of the own VMs' traffic leaves at once.
 fn own_chain(out: &mut String, network: &HostNetwork) -> std::fmt::Result {
-    let mark = mark_statement(network);
-    let of = |(to, leaves): &(Prefix, bool)| (*to, if *leaves { mark.as_str() } else { "" });
+    let leave = format!("{} return", mark_statement(network));
+    let of = |(to, leaves): &(Prefix, bool)| (*to, if *leaves { leave.as_str() } else { "return" });
     destination_chain(out, &format!("own{}", network.slot), network.own.destinations.iter().map(of).collect())
 }
 
-/// Counts what is refused.
+/// Counts and refuses what nobody carries.
 fn closed_chain(out: &mut String, network: &HostNetwork) -> std::fmt::Result {
     let families = [true, false].into_iter().filter(|v4| refuses(network, *v4));
-    let of =
-        |(to, mtu): (Prefix, Option<u32>)| (to, if mtu.is_none() { "counter name no_egress" } else { "" });
+    let of = |(to, mtu): (Prefix, Option<u32>)| (to, if mtu.is_none() { REFUSE } else { "return" });
     let all = families.flat_map(|v4| network.destinations(v4)).map(of).collect();
     destination_chain(out, &format!("closed{}", network.slot), all)
 }
+
+/// "Network unreachable" of ICMP, "no route" of ICMPv6.
+const REFUSE: &str = "counter name no_egress reject with icmpx type no-route";
 
 /// A chain to jump to, with a statement for each destination. The longest prefix decides, so it stands first.
 fn destination_chain(out: &mut String, name: &str, mut all: Vec<(Prefix, &str)>) -> std::fmt::Result {
@@ -210,8 +217,7 @@ fn destination_chain(out: &mut String, name: &str, mut all: Vec<(Prefix, &str)>)
     writeln!(out, "\tchain {name} {{")?;
     for (to, statement) in all {
         let ip = if to.is_v4() { "ip" } else { "ip6" };
-        let gap = if statement.is_empty() { "" } else { " " };
-        writeln!(out, "\t\t{ip} daddr {to} {statement}{gap}return")?;
+        writeln!(out, "\t\t{ip} daddr {to} {statement}")?;
     }
     writeln!(out, "\t}}")
 }
@@ -236,6 +242,7 @@ fn forward_lines(lines: &mut Vec<String>, state: &HostState) {
         let tun = quoted(&network.tun);
         lease::forward_lines(lines, network, &tun);
         ended_lines(lines, network);
+        away_lines(lines, network);
         // `rt mtu` takes the smaller of both directions' routes: one rule each way clamps SYN and SYN-ACK.
         for side in ["oifname", "iifname"] {
             lines.push(format!("{side} {tun} tcp flags syn tcp option maxseg size set rt mtu"));
@@ -261,6 +268,22 @@ fn ended_lines(lines: &mut Vec<String>, network: &HostNetwork) {
             lines.push(format!(
                 "iifname {seg} {ip} saddr {from} ct direction original ct mark & {MARK_MASK:#010x} == {mark:#010x} \
                  tcp flags & (syn | rst) == 0x0 reject with tcp reset",
+                from = braced(own),
+            ));
+        }
+    }
+}
+
+/// What of own VMs leaves through the TUN is marked, so that it stays there.
+fn away_lines(lines: &mut Vec<String>, network: &HostNetwork) {
+    let (seg, tun, keep) = (quoted(&network.segment), quoted(&network.tun), !MARK_MASK);
+    for (v4, ip, number) in [(true, "ip", 4), (false, "ip6", 6)] {
+        let own: Vec<Prefix> =
+            network.own.sources.iter().copied().filter(|prefix| prefix.is_v4() == v4).collect();
+        if !own.is_empty() {
+            lines.push(format!(
+                "iifname {seg} oifname {tun} ct direction original ct mark & {MARK_MASK:#010x} == 0x0 {ip} saddr {from} \
+                 {ip} daddr != @all{number} ct mark set ct mark & {keep:#010x} | {AWAY_MARK:#010x}",
                 from = braced(own),
             ));
         }

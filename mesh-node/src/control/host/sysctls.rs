@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{HostOut, HostState};
+use super::HostState;
 
 /// A sysctl by the parts of its path: an interface name may hold a dot, so that a dotted key would be ambiguous.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -58,7 +58,7 @@ pub fn sysctls(state: &HostState) -> BTreeSet<Sysctl> {
                 None => found.extend(state.uplinks.iter().map(|uplink| valid_mark(uplink))),
             }
         }
-        if matches!(network.out, HostOut::Local(_)) || !network.own.sources.is_empty() {
+        if network.leaves_past_tun() {
             found.insert(valid_mark(&network.segment));
         }
     }

@@ -43,6 +43,7 @@ fn state() -> HostState {
                     route("203.0.113.14/32", Some(1400), false),
                     route("203.0.113.16/29", Some(1400), false),
                 ],
+                fallback: None,
                 out: HostOut::Tunnel { destinations: vec![(Prefix::default_route(true), Some(1380))] },
                 offer: Some(HostEgress {
                     interface: Some("eth0".into()),
@@ -66,6 +67,7 @@ fn state() -> HostState {
                     route("fd88:1::/64", Some(1200), true),
                     route("fd88:2::/64", Some(1200), true),
                 ],
+                fallback: None,
                 out: HostOut::Local(HostEgress { interface: None, snat: vec![] }),
                 offer: None,
                 own: Default::default(),
@@ -416,7 +418,7 @@ fn a_destination_with_nobody_is_refused_whoever_carries_a_shorter_one() {
     assert!(text.contains("jump closed0"), "{text}");
     assert!(
         text.contains(
-            "\t\tip daddr 198.18.0.0/15 counter name no_egress return\n\t\tip daddr 0.0.0.0/0 return\n"
+            "\t\tip daddr 198.18.0.0/15 counter name no_egress reject with icmpx type no-route\n\t\tip daddr 0.0.0.0/0 return\n"
         ),
         "{text}"
     );
@@ -428,7 +430,7 @@ fn a_destination_with_nobody_is_refused_whoever_carries_a_shorter_one() {
     let text = ruleset(&state);
     assert!(
         text.contains(
-            "\t\tip daddr 198.18.0.0/15 return\n\t\tip daddr 0.0.0.0/0 counter name no_egress return\n"
+            "\t\tip daddr 198.18.0.0/15 return\n\t\tip daddr 0.0.0.0/0 counter name no_egress reject with icmpx type no-route\n"
         ),
         "{text}"
     );

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::control::drain::{FlowCount, Timeouts, Tracked};
+use crate::control::uplink::Report;
 use crate::forward::fib::Egress;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -156,29 +157,210 @@ fn a_stop_hands_over_what_it_carries_to_a_standby_and_waits_for_nothing_else() {
         (&[Duration::from_millis(300)][..], "drained")
     );
 
-    // nobody could take them; there are none; nobody knows
+    // nobody could take them; there are none
     let mut world = World::with_carriers(1);
     world.input("ph2", Input::Stop);
     world.settle();
     assert_eq!((world.gone.as_slice(), world.counting), (&[Duration::ZERO][..], Some(false)));
-    for counted in [Ok(FlowCount { others: 0, own: 7 }), Err("why".to_owned())] {
-        let mut world = World::with_carriers(2);
-        world.input("ph2", Input::Stop);
-        world.input("ph2", Input::FlowsCounted(counted));
-        world.settle();
-        assert_eq!((world.gone.as_slice(), world.elected("ph1")), (&[Duration::ZERO][..], Some("ph2")));
-    }
-    // so many that they cannot be counted in time
     let mut world = World::with_carriers(2);
     world.input("ph2", Input::Stop);
-    world.run(SECOND);
-    assert_eq!((world.elected("ph1"), world.gone.len()), (Some("ph3"), 0), "they are handed over");
-    world.run(6 * SECOND);
-    assert_eq!(world.gone, [Duration::from_millis(300)]);
+    world.count(0, 7);
+    assert_eq!((world.gone.as_slice(), world.elected("ph1")), (&[Duration::ZERO][..], Some("ph2")));
+    // nobody knows; so many that they cannot be counted in time
+    for counted in [Some(Err("why".to_owned())), None] {
+        let mut world = World::with_carriers(2);
+        world.input("ph2", Input::Stop);
+        counted.into_iter().for_each(|counted| world.input("ph2", Input::FlowsCounted(counted)));
+        world.run(SECOND);
+        assert_eq!((world.elected("ph1"), world.gone.len()), (Some("ph3"), 0), "they are handed over");
+        world.run(6 * SECOND);
+        assert_eq!(world.gone, [Duration::from_millis(300)]);
+    }
+}
+
+#[test]
+fn who_carries_to_a_part_only_is_no_standby_for_the_rest() {
+    let mut world = World::with_carriers(2);
+    let some = "203.0.113.0/24".parse().unwrap();
+    let roots = world.roots.clone();
+    world.reload("ph3", &roots, |local| local.egress[0].destination = vec![some]);
+    world.settle();
+    let warnings = world.drain(10 * SECOND).warnings;
+    assert!(warnings[0].contains("no other node carries network default at present"), "{warnings:?}");
+    let roots = world.roots.clone();
+    world.reload("ph2", &roots, |local| {
+        local.egress[0].destination = vec![some, "0.0.0.0/0".parse().unwrap()]
+    });
+    let warnings = world.nodes["ph2"].control.drain().warnings;
+    assert!(warnings[0].contains("network default to 0.0.0.0/0 at present"), "{warnings:?}");
+
+    let mut world = World::with_carriers(2);
+    let roots = world.roots.clone();
+    world.reload("ph3", &roots, |local| local.egress[0].destination = vec![some]);
+    world.settle();
+    world.input("ph2", Input::Stop);
+    world.settle();
+    assert_eq!(world.gone, [Duration::ZERO], "nothing to wait for");
+}
+
+#[test]
+fn what_is_tracked_for_a_role_is_forgotten_with_it_where_another_node_takes_over() {
+    let uplink = |fault| Input::Uplink {
+        uplink: uplink::of("eth0", &[]),
+        report: Report { fault, since_unix_ms: START_UNIX, text: "no link".into(), targets: vec![] },
+    };
+    let down = || uplink(Some((mesh_proto::record::UplinkFault::Link, 10)));
+    let up = || uplink(None);
+    let paused = || Input::LeaseLost(Duration::from_millis(400));
+    let (other, own) = ("10.77.1.10".parse().unwrap(), "10.77.2.10".parse().unwrap());
+    for (input, own_too) in [(&down as &dyn Fn() -> Input, true), (&paused, false)] {
+        let mut world = World::with_carriers(2);
+        world.input("ph2", input());
+        world.settle();
+        assert_eq!(world.forgot, [], "not all have heard of it");
+        world.run(2 * SECOND);
+        let [forget] = &world.forgot[..] else { panic!("{:?}", world.forgot) };
+        assert_eq!((forget.has(other, 6), forget.has(own, 6)), (true, own_too), "{forget:?}");
+        world.input("ph2", down());
+        world.run(2 * SECOND);
+        assert_eq!(world.forgot.len(), if own_too { 1 } else { 2 }, "once for each loss");
+        // a link that is back within a moment
+        world.input("ph2", up());
+        world.input("ph2", down());
+        world.input("ph2", up());
+        world.run(2 * SECOND);
+        assert_eq!(world.forgot.len(), if own_too { 1 } else { 2 });
+
+        let mut world = World::with_carriers(1);
+        world.input("ph2", input());
+        world.run(2 * SECOND);
+        assert_eq!(world.forgot, [], "nobody else carries: they may go on");
+    }
+}
+
+/// How far ph2 is on its way out.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    InUse,
+    Draining,
+    Drained,
+    /// It stops, and asks for its flows.
+    Asked,
+    HandsOver,
+    Gone,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Happens {
+    Drain,
+    Resume,
+    Count(u64, u64),
+    Uncounted,
+    Later,
+    Stop,
+}
+
+impl World {
+    fn at(phase: Phase) -> Self {
+        let mut world = Self::with_carriers(2);
+        match phase {
+            Phase::InUse => {}
+            Phase::Draining => drop(world.drain(10 * SECOND)),
+            Phase::Drained | Phase::Gone => {
+                world.drain(SECOND);
+            }
+            Phase::Asked => world.input("ph2", Input::Stop),
+            Phase::HandsOver => {
+                world.input("ph2", Input::Stop);
+                world.count(1, 0);
+            }
+        }
+        if !matches!(phase, Phase::Asked) {
+            world.run(2 * SECOND);
+        }
+        if matches!(phase, Phase::Gone) {
+            world.input("ph2", Input::Stop);
+        }
+        world.settle();
+        world
+    }
+
+    /// `false`: refused.
+    fn happens(&mut self, event: Happens) -> bool {
+        let now = self.now();
+        let control = &mut self.nodes.get_mut("ph2").unwrap().control;
+        let done = match event {
+            Happens::Drain => control.egress_drain(10 * SECOND, now).is_ok(),
+            Happens::Resume => control.egress_resume(now).is_ok(),
+            Happens::Count(others, own) => {
+                self.count(others, own);
+                true
+            }
+            Happens::Uncounted => {
+                self.input("ph2", Input::FlowsCounted(Err("why".into())));
+                true
+            }
+            Happens::Later => {
+                self.run(20 * SECOND);
+                true
+            }
+            Happens::Stop => {
+                self.input("ph2", Input::Stop);
+                true
+            }
+        };
+        self.settle();
+        done
+    }
+}
+
+#[test]
+fn every_phase_of_a_drain_and_every_event() {
+    use Happens::{Count, Drain, Later, Resume, Stop, Uncounted};
+    use Phase::{Asked, Drained, Draining, Gone, HandsOver, InUse};
+    // the word for the state, whether the node may stop, whether it was done
+    let expected = |phase, event| match (phase, event) {
+        (InUse, Drain) => ("draining", false, true),
+        (InUse, _) => ("in use", false, true),
+        (Draining, Resume) => ("in use", false, true),
+        (Draining, Count(0, 0) | Later) => ("drained", false, true),
+        (Draining, _) => ("draining", false, true),
+        (Drained, Resume) => ("in use", false, true),
+        (Drained, Stop) => ("drained", true, true),
+        (Drained, _) => ("drained", false, true),
+        (Asked, Drain | Resume) => ("in use", false, false),
+        (Asked, Count(0, _)) => ("in use", true, true),
+        (Asked, Count(..) | Uncounted) => ("draining", false, true),
+        (Asked, Later) => ("drained", true, true),
+        (Asked, Stop) => ("in use", false, true),
+        (HandsOver, Drain | Resume) => ("draining", false, false),
+        // what is its own has lost its node in any case
+        (HandsOver, Count(0, _) | Later) => ("drained", true, true),
+        (HandsOver, _) => ("draining", false, true),
+        (Gone, Drain | Resume) => ("drained", true, false),
+        (Gone, _) => ("drained", true, true),
+    };
+    for phase in [InUse, Draining, Drained, Asked, HandsOver, Gone] {
+        for event in [Drain, Resume, Count(0, 0), Count(1, 0), Count(0, 1), Uncounted, Later, Stop] {
+            let mut world = World::at(phase);
+            let done = world.happens(event);
+            let found = (world.state(), !world.gone.is_empty(), done);
+            let (state, gone, done) = expected(phase, event);
+            assert_eq!(found, (state.to_owned(), gone, done), "{phase:?}, {event:?}");
+        }
+    }
 }
 
 /// Linux's defaults.
-const TIMEOUTS: Timeouts = Timeouts { tcp_time_wait: 120, udp: 30, udp_stream: 120, icmp: 30, generic: 600 };
+const TIMEOUTS: Timeouts = Timeouts {
+    tcp_established: 432_000,
+    tcp_in_doubt: 300,
+    tcp_time_wait: 120,
+    udp: 30,
+    udp_stream: 120,
+    icmp: 30,
+    generic: 600,
+};
 
 #[test]
 fn a_node_whose_own_network_leaves_local_counts_the_flows_of_others_and_deletes_none_of_its_own() {
@@ -195,7 +377,7 @@ fn a_node_whose_own_network_leaves_local_counts_the_flows_of_others_and_deletes_
         protocol: 6,
         tcp_state: Some(3),
         assured: true,
-        left: 300,
+        left: 431_999,
     };
     let all = ["10.77.1.10", "192.168.100.10", "192.168.100.11"].map(from);
     assert_eq!(watch.count(all, &TIMEOUTS), FlowCount { others: 1, own: 0 });
@@ -211,6 +393,10 @@ fn a_connection_is_in_progress_until_tcp_has_closed_or_others_are_quiet() {
     let source = "10.77.1.10".parse().unwrap();
     for (protocol, tcp_state, assured, left, wanted) in [
         (6, Some(1), false, 119, true),
+        (6, Some(3), true, 432_000 - 7440, true),
+        (6, Some(3), true, 432_000 - 7441, false),
+        (6, Some(3), true, 301, false),
+        (6, Some(3), true, 300, true),
         (6, Some(3), true, 1, true),
         (6, Some(6), true, 29, true),
         (6, Some(7), true, 119, true),

@@ -1,4 +1,7 @@
+use mesh_proto::Prefix;
+
 use super::*;
+use crate::forward::fib::Egress;
 
 #[test]
 fn what_is_counted_is_read() {
@@ -22,9 +25,10 @@ fn what_is_counted_is_read() {
     assert_eq!((network.flow(Flow::Transmit), network.flow(Flow::Receive).packets), (count, 0));
     assert_eq!((network.mapped(Direction::Outbound), network.mapped(Direction::Inbound)), (3, 0));
     assert_eq!(read.network(NetworkIx(255)), NetworkSnapshot::default());
-    counters.pin(NetworkIx(3), &[(Egress::Own, 4)]);
-    assert_eq!(counters.pinned(NetworkIx(3), Egress::Own), 4);
-    assert_eq!(counters.pinned(NetworkIx(2), Egress::Own), 0);
+    let pinned = Pinned { to: Prefix::default_route(true), egress: Egress::Own, flows: 4 };
+    counters.pin(NetworkIx(3), &[pinned]);
+    assert_eq!(*counters.pinned(NetworkIx(3)), [pinned]);
+    assert_eq!(*counters.pinned(NetworkIx(2)), []);
     let worker = read.worker(Worker::Outbound(NetworkIx(63)));
     assert_eq!((worker.packets, worker.batches, worker.busy), (10, 2, Duration::from_micros(14)));
     assert_eq!(worker.waited, Duration::from_micros(3));

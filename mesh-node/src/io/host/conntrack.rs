@@ -69,6 +69,11 @@ fn ends_of(tuple: &[Tuple]) -> Option<Ends> {
 
 /// Of a connection's attributes: its transport protocol.
 pub(super) fn protocol(attributes: &[ConntrackAttribute]) -> Option<u8> {
+    transport(attributes).map(|(protocol, _)| protocol)
+}
+
+/// The same, and its ports, source first, where it has such.
+pub(super) fn transport(attributes: &[ConntrackAttribute]) -> Option<(u8, Option<(u16, u16)>)> {
     let tuples = attributes.iter().filter_map(|attribute| match attribute {
         ConntrackAttribute::CtaTupleOrig(tuple) => Some(tuple),
         _ => None,
@@ -77,10 +82,16 @@ pub(super) fn protocol(attributes: &[ConntrackAttribute]) -> Option<u8> {
         Tuple::Proto(parts) => Some(parts),
         _ => None,
     });
-    parts.flatten().find_map(|part| match part {
-        ProtoTuple::Protocol(protocol) => Some(u8::from(*protocol)),
-        _ => None,
-    })
+    let (mut protocol, mut source, mut destination) = (None, None, None);
+    for part in parts.flatten() {
+        match part {
+            ProtoTuple::Protocol(number) => protocol = Some(u8::from(*number)),
+            ProtoTuple::SourcePort(port) => source = Some(*port),
+            ProtoTuple::DestinationPort(port) => destination = Some(*port),
+            _ => {}
+        }
+    }
+    Some((protocol?, source.zip(destination)))
 }
 
 /// What names a connection to the kernel.

@@ -66,6 +66,8 @@ fn timeouts() -> Timeouts {
         text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(default)
     };
     Timeouts {
+        tcp_established: read("tcp_timeout_established", 432_000),
+        tcp_in_doubt: read("tcp_timeout_unacknowledged", 300).max(read("tcp_timeout_max_retrans", 300)),
         tcp_time_wait: read("tcp_timeout_time_wait", 120),
         udp: read("udp_timeout", 30),
         udp_stream: read("udp_timeout_stream", 120),

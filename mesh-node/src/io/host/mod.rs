@@ -16,7 +16,7 @@ use crate::control::host::rules::{Rule, rule_changes, rules as wanted_rules};
 use crate::control::host::ruleset::{removal, ruleset};
 use crate::control::host::sysctls::{Sysctl, forwarding, sysctls as wanted_sysctls};
 use crate::control::host::ways::{Lost, Ways};
-use crate::control::host::{HostOut, HostState, egress_mark};
+use crate::control::host::{AWAY_MARK, HostOut, HostState, egress_mark};
 use crate::io::notices::tell;
 use crate::notice::Notice;
 
@@ -26,6 +26,7 @@ pub mod flows;
 pub mod lease;
 pub mod links;
 pub mod lookup;
+pub mod moved;
 mod nft;
 pub mod routes;
 mod sysctl;
@@ -204,7 +205,7 @@ impl HostSync {
         }
         note(self.remove_proxies().await.map(drop));
         note(nft::apply(&removal()).await);
-        for mark in std::mem::take(&mut self.applied.egress).into_keys() {
+        for mark in std::mem::take(&mut self.applied.egress).into_keys().chain([AWAY_MARK]) {
             conntrack::delete_marked(mark).await.unwrap_or_else(|error| tracing::debug!(%error, "conntrack"));
         }
         if self.applied.foreign {

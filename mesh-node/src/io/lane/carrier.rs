@@ -110,9 +110,10 @@ impl LaneCarrier {
         let Sending { lane, packer } = &mut *sending;
         let Some(current) = lane else { return Sent::default() };
         let mut patience = PATIENCE;
-        let packed = packer.pack(batch, &mut current.sealer, self.largest(), |train| {
+        let mut packed = packer.pack(batch, &mut current.sealer, self.largest(), |train| {
             self.socket.send(train, self.to, self.from, &mut patience)
         });
+        packed.sent.waited = PATIENCE.saturating_sub(patience);
         batch.keep_last(packed.left);
         self.sent.fetch_add(packed.sent.packets, Relaxed);
         let left = current.sealer.left();

@@ -11,6 +11,9 @@ const EVERY: Duration = Duration::from_millis(250);
 /// A loop that has not answered for so long hangs: its longest turns take a tenth of that.
 const HANGS: Duration = Duration::from_secs(1);
 
+/// An answer worth a line for who looks for the reason.
+const SLOW: Duration = Duration::from_millis(50);
+
 /// What the thread knows of the loop.
 #[derive(Debug)]
 pub struct Pulse {
@@ -25,12 +28,17 @@ pub struct Pulse {
 #[derive(Debug)]
 pub struct Question {
     number: u64,
+    asked_at: Instant,
     answered: Arc<AtomicU64>,
 }
 
 impl Question {
     /// The loop turns.
     pub fn answer(self) {
+        let elapsed = self.asked_at.elapsed();
+        if elapsed >= SLOW {
+            tracing::debug!(?elapsed, "the control loop was slow to answer");
+        }
         self.answered.store(self.number, Relaxed);
     }
 }
@@ -51,7 +59,7 @@ impl Pulse {
             return None;
         }
         self.undelivered = false;
-        Some(Question { number: self.asked, answered: self.answered.clone() })
+        Some(Question { number: self.asked, asked_at: now, answered: self.answered.clone() })
     }
 
     /// The question found no room: it is due again.

@@ -189,4 +189,25 @@ proptest! {
         let again = elect(&candidates, &choice.elected, None, &rules, now);
         prop_assert_eq!(again.elected, choice.elected);
     }
+
+    /// Each node met the others at moments of its own, and remembers other flows: none of that elects.
+    #[test]
+    fn nodes_with_the_same_knowledge_elect_the_same(
+        candidates in candidates(),
+        of_the_other in proptest::collection::vec((0_u64..1000, any::<bool>()), 6),
+        current in proptest::option::of(0_usize..6),
+        forced in proptest::option::of(0_usize..6),
+        balance in any::<bool>(),
+    ) {
+        let now = origin();
+        let rules = EgressRules { balance, ..RULES };
+        let (current, forced) = (current.map(name), forced.map(name));
+        let others: Vec<Candidate> = candidates.iter().zip(of_the_other).map(|(candidate, (ago, holds))| {
+            let at = now.checked_sub(Duration::from_secs(ago)).unwrap();
+            let since = Now { mono: at, unix_ms: ago };
+            Candidate { since, carried: at, may_hold_flows: holds, ..candidate.clone() }
+        }).collect();
+        let elect = |all: &[Candidate]| elect(all, current.as_slice(), forced.as_ref(), &rules, now).elected;
+        prop_assert_eq!(elect(&candidates), elect(&others));
+    }
 }

@@ -26,11 +26,13 @@ enum Event {
     Early,
     /// And after.
     Late,
+    /// After the time that a first probe has.
+    Overdue,
     Transmit,
     Farewell,
 }
 
-const EVENTS: [Event; 15] = [
+const EVENTS: [Event; 16] = [
     Event::Probe(AdminDown),
     Event::Probe(Down),
     Event::Probe(Init),
@@ -44,6 +46,7 @@ const EVENTS: [Event; 15] = [
     Event::Traffic,
     Event::Early,
     Event::Late,
+    Event::Overdue,
     Event::Transmit,
     Event::Farewell,
 ];
@@ -101,6 +104,7 @@ fn happen(session: &mut Session, event: Event, start: Instant) -> Option<Change>
         }
         Event::Early => session.handle_timeout(start + 149 * MS),
         Event::Late => session.handle_timeout(start + 150 * MS),
+        Event::Overdue => session.handle_timeout(start + 2000 * MS),
         Event::Transmit => {
             assert!(session.poll_transmit(now, &mut SmallRng::seed_from_u64(1)).is_some());
             None
@@ -114,7 +118,7 @@ fn happen(session: &mut Session, event: Event, start: Instant) -> Option<Change>
 
 /// Where each state goes, and what is told. A line says nothing of events that change nothing and tell nothing.
 fn expected(state: State, event: Event) -> (State, &'static str) {
-    use Event::{Farewell, Late, Nameless, Probe};
+    use Event::{Farewell, Late, Nameless, Overdue, Probe};
     match (state, event) {
         // who has taken leave does not come back
         (AdminDown, _) => (AdminDown, ""),
@@ -122,10 +126,10 @@ fn expected(state: State, event: Event) -> (State, &'static str) {
         (Down, Probe(Down) | Nameless(Down)) => (Init, ""),
         (Down, Probe(Init)) => (Up, "alive"),
         (Init, Probe(Init | Up)) => (Up, "alive"),
-        (Init, Probe(AdminDown) | Nameless(AdminDown) | Late) => (Down, ""),
+        (Init, Probe(AdminDown) | Nameless(AdminDown) | Late | Overdue) => (Down, ""),
         (Up, Probe(Down) | Nameless(Down)) => (Down, "silent"),
         (Up, Probe(AdminDown) | Nameless(AdminDown)) => (Down, "unknown"),
-        (Up, Late) => (Down, "silent"),
+        (Up, Late | Overdue) | (Down, Overdue) => (Down, "silent"),
         _ => (state, ""),
     }
 }
@@ -143,6 +147,21 @@ fn every_state_and_every_event() {
     }
 }
 
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an arbitrary origin of virtual time")]
+fn who_never_comes_up_is_told_of_once_and_who_is_heard_has_longer() {
+    let start = Instant::now();
+    let mut session = session(Down, start);
+    session.handle_traffic(start + 500 * MS);
+    assert_eq!(word(session.handle_timeout(start + 2499 * MS)), "");
+    assert_eq!(word(session.handle_timeout(start + 2500 * MS)), "silent");
+    assert_eq!(session.detection_deadline(), None);
+    // is heard, does not hear us, and is gone again
+    session.handle_probe(&probe(Down, OURS), start + 2600 * MS);
+    assert_eq!(word(session.handle_timeout(start + 5000 * MS)), "");
+    assert_eq!((session.state(), session.detection_deadline()), (Down, None));
+}
+
 /// A change of state is news for the other side at once; and what is not for us does not even count as life.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "an arbitrary origin of virtual time")]
@@ -153,10 +172,12 @@ fn a_change_is_sent_at_once_and_a_stray_probe_keeps_nobody_alive() {
             let mut session = session(state, start);
             while session.poll_transmit(start, &mut SmallRng::seed_from_u64(1)).is_some() {}
             happen(&mut session, event, start);
-            let now = start + if event == Event::Late { 150 * MS } else { 10 * MS };
+            let late =
+                [(Event::Late, 150), (Event::Overdue, 2000)].into_iter().find(|(late, _)| event == *late);
+            let now = start + late.map_or(10, |(_, after)| after) * MS;
             let sends = session.poll_transmit(now, &mut SmallRng::seed_from_u64(1)).is_some();
-            // a farewell is sent by whoever asks for it; after 150 ms one is due in any case
-            let due = event == Event::Late || session.state() != state && event != Event::Farewell;
+            // a farewell is sent by whoever asks for it; later one is due in any case
+            let due = late.is_some() || session.state() != state && event != Event::Farewell;
             assert_eq!(sends, due, "{state:?}, {event:?}");
         }
     }

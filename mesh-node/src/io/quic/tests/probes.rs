@@ -127,6 +127,31 @@ async fn a_peer_that_probes_us_unasked_is_answered_and_a_flood_of_it_stops_nobod
 }
 
 #[tokio::test]
+async fn a_probe_that_says_nothing_new_keeps_the_peer_alive_without_the_thread() {
+    let (_theirs, ours, _nodes) = tunnel().await;
+    let (conn, prober, aside, mut events) = probing(OURS, &ours, || {});
+    let interval = Duration::from_millis(100);
+    prober.want([(conn, ProbeParams { interval, multiplier: 3 })].into());
+    let take = |state| {
+        assert!(aside.took(&ours, &Bytes::copy_from_slice(&probe_frame(&probe(state, OURS).encode()))));
+    };
+    [State::Down, State::Init].into_iter().for_each(take);
+    assert_eq!(told(&mut events, Duration::from_secs(5)).await, Some(Change::Alive));
+    take(State::Up);
+    tokio::time::sleep(interval / 2).await;
+    for _ in 0..10 {
+        (0..50).for_each(|_| take(State::Up));
+        assert_eq!(aside.heard.waiting(), 0, "they do not wait for the thread");
+        assert_eq!(told(&mut events, interval / 2).await, None, "and prove life");
+    }
+    take(State::Down);
+    let news = told(&mut events, interval).await;
+    assert!(matches!(news, Some(Change::Silent(_))), "{news:?}");
+    [State::Down, State::Up].into_iter().for_each(take);
+    assert_eq!(told(&mut events, interval).await, Some(Change::Alive), "and so is the same probe after it");
+}
+
+#[tokio::test]
 async fn of_a_flood_no_more_waits_than_its_bound() {
     let (_theirs, ours, _nodes) = tunnel().await;
     let (_, _prober, aside, _events) = probing(1, &ours, || std::thread::sleep(Duration::from_millis(500)));
