@@ -369,7 +369,12 @@ impl Loop {
                     }
                 }
                 Output::ForgetFlows(forget) => {
-                    tokio::spawn(forget_flows(forget));
+                    let (wanted, mut applied) = (self.host_wanted, wiring.host_applied.clone());
+                    tokio::spawn(async move {
+                        // what is tracked anew meanwhile would go the old way
+                        kernel_follows(&mut applied, wanted).await;
+                        forget_flows(forget).await;
+                    });
                 }
                 Output::Gone { after } => self.gone = Some(tokio::time::Instant::now() + after),
                 Output::Tell(notice) => tell(notice),

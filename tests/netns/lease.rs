@@ -81,11 +81,6 @@ fn the_kernel_of_a_frozen_egress_node_gives_its_role_up_and_takes_it_again() {
     lab.thaw("ph3").unwrap();
     assert!(wait_until(SOON, || lab.notices("ph3", "lease_lost") == 1), "{}", lab.log("ph3"));
     assert!(leased(&lab, "ph3"));
-    let tracked = || {
-        let list = "grep -E 'src=10\\.77\\.[12]\\.' /proc/net/nf_conntrack | grep -c mark=1342177280 || true";
-        lab.sh("ph3", list).unwrap().stdout.trim().to_owned()
-    };
-    assert!(wait_until(SOON, || tracked() == "0"), "others carry what it had carried: {}", tracked());
     assert!((lab.metric("ph3", "mesh_egress_lease_lost_total", "") - 1.0).abs() < 0.1);
     assert!(wait_until(SOON, || lab.candidates("ph1").contains("ph3 alive")), "{}", lab.candidates("ph1"));
     assert!(lab.ctl("ph1", &["egress", "use", "ph3"]).unwrap().ok());

@@ -59,7 +59,7 @@ impl OnLanes {
         let receive = |node: &mut Node, wire: &LaneWire, lane: Lane, carrier: Option<&LaneCarrier>| {
             let Lane { number, sealer, opener, id } = lane;
             let end = LaneEnd::new(node.tunnel.clone(), Arc::default(), opener);
-            assert!(wire.table.add(id, end));
+            assert!(wire.table.add(id, end).is_some());
             match carrier {
                 Some(carrier) => carrier.change(number, sealer.limited(limit)),
                 None => return Some(sealer),

@@ -316,7 +316,7 @@ pub const KEYS: &[Key] = &[
         "false",
         "true",
         "Spread flows over all healthy egress nodes of the best `priority`: those listed in `egress` are then a set. The \
-         loss of one moves its flows alone.",
+         loss of one moves its flows alone. VMs of an egress node that nothing maps leave by it.",
     ),
     applied("announce", "prefix", "string", REQUIRED, r#""203.0.113.16/29""#, "The prefix to announce."),
     applied(

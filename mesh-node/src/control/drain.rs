@@ -25,8 +25,7 @@ use crate::notice::Notice;
 
 mod tracked;
 
-pub use tracked::{FlowCount, FlowWatch, Forget, Timeouts, Tracked};
-pub(super) use tracked::{Loss, Losses};
+pub use tracked::{FlowCount, FlowWatch, Forget, Timeouts, Tracked, Whose};
 
 /// Longest drain: a forgotten one should not live for ever.
 pub const MAX_DEADLINE: Duration = Duration::from_secs(86_400);
@@ -43,8 +42,7 @@ const STOP_COUNT: Duration = Duration::from_millis(500);
 /// A drain is not over before all have heard of it.
 const AT_LEAST: Duration = Duration::from_secs(1);
 
-/// From the news to the deletion of tracked connections: the resets that follow it need them for their addresses, and until it has
-/// come to all there are packets for it.
+/// From the news to the deletion of tracked connections: the resets that follow it need them for their addresses.
 const FORGET_AFTER: Duration = Duration::from_secs(1);
 
 /// Whether this node's egress is in use.

@@ -18,7 +18,7 @@ use rand::rngs::SmallRng;
 use rustls_pki_types::CertificateDer;
 use tracing::debug;
 
-use self::drain::{Drain, Loss};
+use self::drain::Drain;
 use self::egress::Roles;
 use self::egress::failover::{FailoverCause, OUTAGE_BUCKETS};
 use self::event::{Input, LocalNode, Now, Output, Saved, Target, TunnelSpec};
@@ -241,7 +241,6 @@ impl Control {
             Input::Liveness { conn, change } => self.liveness(conn, change, now),
             Input::LeaseLost(pause) => {
                 self.counts.leases_lost += 1;
-                self.offers.losses.add(Loss::Lease, now);
                 self.tell(Notice::LeaseLost { elapsed_ms: pause.as_millis() as u64 });
             }
             Input::LeaseRenewed(renewed) => self.lease_renewed(renewed, now),
@@ -316,7 +315,6 @@ impl Control {
     pub fn handle_timeout(&mut self, now: Now) {
         self.close_expired(now);
         self.drain_timeout(now);
-        self.losses_timeout(now);
         if self.roles.due().is_some_and(|due| due <= now.mono) {
             self.refresh(now);
         }
@@ -372,13 +370,7 @@ impl Control {
             let left = (peer.tunnel.as_ref()?.identity.not_after + 1).max(0) as u64 * 1000;
             now.mono.checked_add(std::time::Duration::from_millis(left.saturating_sub(now.unix_ms)))
         });
-        peers
-            .chain(seeds)
-            .chain(expiry)
-            .chain(self.roles.due())
-            .chain(self.offers.drain.due())
-            .chain(self.offers.losses.due())
-            .min()
+        peers.chain(seeds).chain(expiry).chain(self.roles.due()).chain(self.offers.drain.due()).min()
     }
 
     /// What is to be done, in order.

@@ -1,11 +1,12 @@
 //! How this node's own offers of egress are: what it tells of them to those who would use them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use mesh_proto::NetworkName;
 use mesh_proto::record::{Condition, UplinkFault};
 
 use super::Control;
-use super::drain::{Drain, Loss, Losses};
+use super::drain::Drain;
 use super::event::Now;
 use super::status::moment;
 use super::uplink::Report;
@@ -22,8 +23,8 @@ pub struct Offers {
     lease_fault: Option<String>,
     /// The operator, or a stop, takes all of them out of use.
     pub drain: Drain,
-    /// Roles that were lost.
-    pub(super) losses: Losses,
+    /// Networks whose own VMs have moved from an uplink that does not carry.
+    pub(super) moved: BTreeSet<NetworkName>,
 }
 
 impl Offers {
@@ -63,11 +64,6 @@ impl Control {
             _ => None,
         };
         let changed = before != Some(report.fault);
-        match (before.flatten(), report.fault) {
-            (None, Some(_)) => self.offers.losses.add(Loss::Uplink(uplink.clone()), now),
-            (Some(_), None) => self.offers.losses.take_back(&Loss::Uplink(uplink.clone())),
-            _ => {}
-        }
         let known = &mut self.offers.uplinks;
         known.insert(uplink, report);
         known.retain(|uplink, _| self.local.egress.iter().any(|e| e.uplink == *uplink));

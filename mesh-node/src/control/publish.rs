@@ -36,6 +36,7 @@ impl Control {
             self.published.2 = Arc::new(host);
             self.outputs.push_back(Output::SyncHost(self.published.2.clone()));
         }
+        self.own_flows_move();
     }
 
     /// Egress nodes in use and their standbys are probed: everybody feels when one fails.

@@ -23,8 +23,11 @@ use crate::tunnel::lane::LaneId;
 use crate::tunnel::lane::agreement::{Agreement, Step};
 use crate::tunnel::lane::keys::{Cipher, Ratchet, Side};
 
-/// How long a lane can still be received after the next one has been made: many times what the peer needs to change.
+/// How long a lane can still be received after the peer has been seen to send on the next one: many times what is on its way.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// Most lanes that a tunnel may have in a second. Each costs time that grows with the number of tunnels.
+const LANES_PER_SECOND: u32 = 1000;
 
 /// Lanes of one tunnel that can be received at a time: the one in use, the next, and one before that is running empty.
 const RECEIVED: usize = 3;
@@ -64,6 +67,7 @@ struct Session {
     receiving: Vec<LaneId>,
     /// Ends those before the newest.
     endings: Endings,
+    pace: Pace,
     /// The lane sent on, and since when.
     sending: Option<(u32, Instant)>,
 }
@@ -96,7 +100,8 @@ impl Lanes {
             tunnel: None,
             agreement: None,
             receiving: Vec::new(),
-            endings: Endings::default(),
+            endings: Endings::new(GRACE),
+            pace: Pace::default(),
             sending: None,
         };
         self.sessions.insert(conn, session);
@@ -209,12 +214,13 @@ impl Session {
         for step in steps {
             match step {
                 Step::Receive { number, id, opener } => {
+                    self.pace.next(now().mono)?;
                     let end = LaneEnd::new(tunnel.clone(), self.heard.clone(), *opener);
-                    if !setup.wire.table.add(id, end) {
+                    let Some(next) = setup.wire.table.add(id, end) else {
                         return Err(format!("lane {number} has an ID that is taken"));
-                    }
+                    };
                     if let Some(before) = self.receiving.last() {
-                        self.endings.later(&setup.wire.table, *before);
+                        self.endings.later(&setup.wire.table, *before, next);
                     }
                     self.receiving.push(id);
                     if self.receiving.len() > RECEIVED {
@@ -237,28 +243,61 @@ impl Session {
 }
 
 /// Ends lanes after a while. Of one tunnel no more wait than can be received, however fast the peer makes us change.
-#[derive(Default)]
-struct Endings(Vec<AbortHandle>);
+struct Endings {
+    waiting: Vec<AbortHandle>,
+    grace: Duration,
+}
 
 impl Endings {
-    fn later(&mut self, table: &Arc<LaneTable>, id: LaneId) {
-        if self.0.len() + 1 == RECEIVED {
+    fn new(grace: Duration) -> Self {
+        Self { waiting: Vec::new(), grace }
+    }
+
+    /// Ends a lane once the peer has changed to the `next`. It may take its time: who has nothing to send does not change, and a
+    /// control loop that hangs for a while changes late, while its packets go on.
+    fn later(&mut self, table: &Arc<LaneTable>, id: LaneId, next: Arc<LaneEnd>) {
+        if self.waiting.len() + 1 == RECEIVED {
             // its lane has been followed by so many that it has ended
-            self.0.remove(0).abort();
+            self.waiting.remove(0).abort();
         }
-        let table = table.clone();
+        let (table, grace) = (table.clone(), self.grace);
         let ending = tokio::spawn(async move {
-            tokio::time::sleep(GRACE).await;
+            while !next.opener().is_used() {
+                tokio::time::sleep(grace).await;
+            }
+            tokio::time::sleep(grace).await;
             table.remove(id);
         });
-        self.0.push(ending.abort_handle());
+        self.waiting.push(ending.abort_handle());
     }
 }
 
 impl Drop for Endings {
     fn drop(&mut self) {
-        for ending in &self.0 {
+        for ending in &self.waiting {
             ending.abort();
+        }
+    }
+}
+
+/// How fast a tunnel's lanes follow one another.
+#[derive(Default)]
+struct Pace {
+    second: Option<Instant>,
+    lanes: u32,
+}
+
+impl Pace {
+    /// One more; an error is a breach of the protocol.
+    fn next(&mut self, now: Instant) -> Result<(), String> {
+        if self.second.is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1)) {
+            self.second = Some(now);
+            self.lanes = 0;
+        }
+        self.lanes += 1;
+        match self.lanes <= LANES_PER_SECOND {
+            true => Ok(()),
+            false => Err(format!("more than {LANES_PER_SECOND} lanes within a second")),
         }
     }
 }
@@ -275,14 +314,73 @@ fn our_offer() -> LaneOffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forward::fib::PeerIx;
+    use crate::tunnel::lane::probe;
+    use crate::tunnel::{Carrier, OutBatch, Room, Sent};
+
+    const SHORT: Duration = Duration::from_millis(200);
+
+    fn id(number: u8) -> LaneId {
+        LaneId::claimed(&[0x40, 0x80, 0, 0, 0, number, 0, 0, 0]).unwrap()
+    }
+
+    /// A lane's two ends.
+    fn lane() -> (crate::tunnel::lane::seal::Sealer, Arc<LaneEnd>) {
+        #[derive(Debug)]
+        struct Nowhere;
+        impl Carrier for Nowhere {
+            fn send(&self, batch: &mut OutBatch) -> Sent {
+                batch.clear();
+                Sent::default()
+            }
+            fn max_frame(&self) -> usize {
+                1400
+            }
+            fn room(&self) -> Room {
+                Room::default()
+            }
+        }
+        let (theirs, ours) = (probe::lane(&[7; 32], Side::Client), probe::lane(&[7; 32], Side::Server));
+        let tunnel = Tunnel::new(PeerIx(1), vec![], Arc::new(Nowhere), Arc::default());
+        (theirs.sealer, Arc::new(LaneEnd::new(Arc::new(tunnel), Arc::default(), ours.opener)))
+    }
+
+    #[tokio::test]
+    async fn a_lane_is_received_until_the_peer_has_changed_to_the_next_and_a_while_longer() {
+        let table = Arc::<LaneTable>::default();
+        let (_, before) = lane();
+        let (mut sealer, next) = lane();
+        let before = Arc::into_inner(before).unwrap();
+        assert!(table.add(id(1), before).is_some());
+        let mut endings = Endings::new(SHORT);
+        endings.later(&table, id(1), next.clone());
+        tokio::time::sleep(4 * SHORT).await;
+        assert!(table.load().contains_key(&id(1)), "it still sends on the former one");
+        let mut packet = probe::seal(&mut sealer, &probe::EXAMPLE).unwrap();
+        next.opener().open(&mut packet).unwrap();
+        tokio::time::sleep(SHORT / 2).await;
+        assert!(table.load().contains_key(&id(1)), "what is late still counts");
+        tokio::time::sleep(4 * SHORT).await;
+        assert!(!table.load().contains_key(&id(1)));
+    }
+
+    #[test]
+    fn lanes_that_follow_one_another_too_fast_are_a_breach() {
+        let start = now().mono;
+        let mut pace = Pace::default();
+        for at in [start, start + Duration::from_secs(1)] {
+            (0..LANES_PER_SECOND).for_each(|_| pace.next(at).unwrap());
+            assert!(pace.next(at).is_err());
+        }
+    }
 
     #[tokio::test]
     async fn a_peer_that_floods_lanes_makes_no_more_wait_than_can_be_received() {
         let table = Arc::<LaneTable>::default();
-        let mut endings = Endings::default();
+        let (_, next) = lane();
+        let mut endings = Endings::new(SHORT);
         for _ in 0..1000 {
-            let id = LaneId::claimed(&[0x40, 0x80, 0, 0, 0, 0, 0, 0, 0]).unwrap();
-            endings.later(&table, id);
+            endings.later(&table, id(0), next.clone());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
         let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();

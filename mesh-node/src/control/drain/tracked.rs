@@ -1,17 +1,15 @@
 //! Connections that the kernel tracks for an egress role: which of them are in progress, and which are to be forgotten.
 
 use std::net::IpAddr;
-use std::time::Instant;
 
 use mesh_proto::Prefix;
 use mesh_proto::ip::transport;
+use mesh_proto::record::{Condition, UplinkFault};
 
-use super::FORGET_AFTER;
-use crate::config::uplink::UplinkConfig;
-use crate::config::{EgressChoice, EgressConfig, EgressFallback};
-use crate::control::event::{LocalNetwork, Now, Output};
+use crate::config::{EgressChoice, EgressFallback};
+use crate::control::event::{LocalNetwork, Output};
 use crate::control::host::egress_mark;
-use crate::control::{Control, kernel};
+use crate::control::{Control, kernel, rib};
 use crate::forward::flows::TCP_IDLE;
 
 /// A flow that was quiet for so many seconds, and has no state that says otherwise, is not in progress.
@@ -28,23 +26,40 @@ pub struct FlowWatch {
     pub stay: Vec<Prefix>,
 }
 
-/// Tracked connections that end with a drain.
+/// Tracked connections to be forgotten.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forget {
     /// Egress mark of the network.
     pub mark: u32,
-    /// Sources of this host's own VMs that leave without the TUN. Their TCP connections were not seen by those who reset: the kernel
-    /// answers their next packet with a RST (see `host::ruleset`), and needs the entry for that.
-    pub unmapped: Vec<Prefix>,
-    /// This host's own VMs leave by it, drained or not: these sources stay.
-    pub stay: Vec<Prefix>,
+    /// Those of whom.
+    pub whose: Whose,
+}
+
+/// Sources of connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Whose {
+    /// All with a few exceptions: the end of a drain.
+    AllBut {
+        /// Sources of this host's own VMs that leave without the TUN. Their TCP connections were not seen by those who reset: the
+        /// kernel answers their next packet with a RST (see `host::ruleset`), and needs the entry for that.
+        unmapped: Vec<Prefix>,
+        /// This host's own VMs leave by it, drained or not: these sources stay.
+        stay: Vec<Prefix>,
+    },
+    /// These.
+    Of(Vec<Prefix>),
 }
 
 impl Forget {
     /// Whether a connection is one of them.
     pub fn has(&self, source: IpAddr, protocol: u8) -> bool {
-        let reset = protocol == transport::TCP && within(&self.unmapped, source);
-        !(within(&self.stay, source) || reset)
+        match &self.whose {
+            Whose::AllBut { unmapped, stay } => {
+                let reset = protocol == transport::TCP && within(unmapped, source);
+                !(within(stay, source) || reset)
+            }
+            Whose::Of(sources) => within(sources, source),
+        }
     }
 }
 
@@ -134,37 +149,6 @@ impl FlowWatch {
     }
 }
 
-/// What has taken this node's role from it, without its will.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::control) enum Loss {
-    /// This uplink does not carry.
-    Uplink(UplinkConfig),
-    /// Its kernel has carried nothing for others for a while, and they have gone elsewhere; its own VMs' flows had never left.
-    Lease,
-}
-
-/// Losses, and when what is tracked of them is to be forgotten: packets are on their way for as long as not all have heard.
-#[derive(Debug, Default)]
-pub(in crate::control) struct Losses(Vec<(Instant, Loss)>);
-
-impl Losses {
-    /// Of this moment.
-    pub(in crate::control) fn add(&mut self, loss: Loss, now: Now) {
-        self.0.retain(|(_, other)| *other != loss);
-        self.0.push((now.mono + FORGET_AFTER, loss));
-    }
-
-    /// It is over: flows that come now are new.
-    pub(in crate::control) fn take_back(&mut self, loss: &Loss) {
-        self.0.retain(|(_, other)| other != loss);
-    }
-
-    /// When time alone changes something.
-    pub(in crate::control) fn due(&self) -> Option<Instant> {
-        self.0.iter().map(|(at, _)| *at).min()
-    }
-}
-
 impl Control {
     pub(super) fn flow_watch(&self) -> FlowWatch {
         let marks = self.shared_networks().map(|n| egress_mark(n.ix.0)).collect();
@@ -176,35 +160,30 @@ impl Control {
         }
     }
 
-    /// What is tracked of a role that was lost is over where another node has taken it: it must not count, nor be mapped as before
-    /// when a packet of it comes again. Where nobody has, it may go on.
-    pub(in crate::control) fn losses_timeout(&mut self, now: Now) {
-        let due: Vec<Loss> = {
-            let (due, later) =
-                std::mem::take(&mut self.offers.losses.0).into_iter().partition(|(at, _)| *at <= now.mono);
-            self.offers.losses.0 = later;
-            let due: Vec<(Instant, Loss)> = due;
-            due.into_iter().map(|(_, loss)| loss).collect()
-        };
-        for loss in due {
-            let shared = self.shared_networks().filter(|network| self.has_standby(&network.name));
-            let flows: Vec<Forget> = shared.filter_map(|network| self.lost(network, &loss)).collect();
-            if !flows.is_empty() {
-                self.outputs.push_back(Output::ForgetFlows(flows));
+    /// What own VMs send past the TUN, by an uplink that does not carry, has another way once another node is elected: tracked anew it
+    /// takes that. Others' flows are not ended here: who sends has moved them, or has nobody else and goes on when the uplink does.
+    pub(in crate::control) fn own_flows_move(&mut self) {
+        let own = &self.local.identity.node;
+        for network in &self.local.networks {
+            let offer = rib::own_offer(&self.local, &network.name, &self.offers);
+            let dead = |condition| {
+                matches!(
+                    condition,
+                    Condition::UplinkDown { fault: UplinkFault::Link | UplinkFault::Probe, .. }
+                )
+            };
+            if !offer.is_some_and(|offer| dead(offer.condition)) {
+                self.offers.moved.remove(&network.name);
+                continue;
+            }
+            let elections = self.roles.elections(&network.name);
+            let by_another = elections.iter().any(|e| e.first().is_some() && !e.elected.contains(own));
+            let sources = kernel::unmapped(network);
+            if by_another && !sources.is_empty() && self.offers.moved.insert(network.name.clone()) {
+                let forget = Forget { mark: egress_mark(network.ix.0), whose: Whose::Of(sources) };
+                self.outputs.push_back(Output::ForgetFlows(vec![forget]));
             }
         }
-    }
-
-    fn lost(&self, network: &LocalNetwork, loss: &Loss) -> Option<Forget> {
-        let stay = match loss {
-            Loss::Uplink(uplink) => {
-                let by = |e: &&EgressConfig| e.uplink == *uplink && e.networks.contains(&network.name);
-                self.local.egress.iter().find(by)?;
-                self.staying(network)
-            }
-            Loss::Lease => sources(network),
-        };
-        Some(Forget { mark: egress_mark(network.ix.0), unmapped: Vec::new(), stay })
     }
 
     /// Sources of a network's own VMs that leave by this host whether it is drained or not, with the mark of those who share it.
@@ -220,10 +199,9 @@ impl Control {
 
     /// What is not in progress any more.
     pub(super) fn to_forget(&self) -> Vec<Forget> {
-        let one = |network: &LocalNetwork| Forget {
-            mark: egress_mark(network.ix.0),
-            unmapped: kernel::unmapped(network),
-            stay: self.staying(network),
+        let one = |network: &LocalNetwork| {
+            let whose = Whose::AllBut { unmapped: kernel::unmapped(network), stay: self.staying(network) };
+            Forget { mark: egress_mark(network.ix.0), whose }
         };
         self.shared_networks().map(one).collect()
     }

@@ -38,16 +38,16 @@ impl Former {
         self.posts.get(&(network.clone(), destination)).map_or(&[], Vec::as_slice)
     }
 
-    /// Until when one of them is waited for.
-    pub(super) fn awaited_until(
+    /// Until when they are waited for: while one comes, and none of them is there.
+    pub(super) fn expected_until(
         &self,
         elected: &[NodeId],
         candidates: &[Candidate],
         now: Now,
     ) -> Option<Instant> {
-        let comes =
-            |c: &Candidate| c.standing == Standing::Down(Absence::Tunnel) && elected.contains(&c.node);
-        self.until.filter(|until| now.mono < *until && candidates.iter().any(comes))
+        let mut ours = candidates.iter().filter(|c| elected.contains(&c.node));
+        let comes = ours.clone().any(|c| c.standing == Standing::Down(Absence::Tunnel));
+        self.until.filter(|until| now.mono < *until && comes && !ours.any(|c| c.standing.carries()))
     }
 
     /// Their time is over.

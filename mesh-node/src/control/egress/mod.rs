@@ -133,7 +133,7 @@ impl Roles {
         let chooses = matches!(network.egress, EgressChoice::Nodes(_) | EgressChoice::Auto);
         let awaits = |e: &Election| {
             let former = self.former.elected(&network.name, e.destination);
-            self.former.awaited_until(former, &e.candidates, scene.now).is_some()
+            self.former.expected_until(former, &e.candidates, scene.now).is_some()
         };
         let falls_back = chooses
             && network.egress_rules.fallback == EgressFallback::Local
@@ -205,7 +205,7 @@ impl Roles {
         let former = self.former.elected(&network.name, destination);
         let forced = self.used.get(&network.name);
         let is_there = candidates.iter().any(|c| Some(&c.node) == forced && c.standing.carries());
-        if let Some(until) = self.former.awaited_until(former, &candidates, now).filter(|_| !is_there) {
+        if let Some(until) = self.former.expected_until(former, &candidates, now).filter(|_| !is_there) {
             return (Election { destination, candidates, elected: Vec::new() }, Some(until));
         }
         let current =

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use mesh_proto::ip::{Fragment, Packet, transport};
 use tokio::sync::mpsc;
@@ -12,8 +13,9 @@ use crate::control::host::AWAY_MARK;
 use crate::io::notices::tell;
 use crate::notice::Notice;
 
-/// How many are deleted in a go: each of those lists the table.
+/// How many are deleted in a go, and the pause between two: each lists the table.
 const AT_ONCE: usize = 64;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Flows to begin anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +55,7 @@ pub async fn forget(mut told: mpsc::Receiver<Moved>) {
             tell(Notice::FlowsStay { error: error.to_string() });
         }
         failed = done.is_err();
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

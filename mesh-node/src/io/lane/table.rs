@@ -44,15 +44,15 @@ impl LaneTable {
         self.0.load()
     }
 
-    /// Adds a lane; `false` if another has that ID, which is too unlikely to be anything but a fault.
-    pub fn add(&self, id: LaneId, lane: LaneEnd) -> bool {
+    /// Adds a lane; `None` if another has that ID, which is too unlikely to be anything but a fault.
+    pub fn add(&self, id: LaneId, lane: LaneEnd) -> Option<Arc<LaneEnd>> {
         let lane = Arc::new(lane);
         let before = self.0.rcu(|lanes| {
             let mut lanes = BTreeMap::clone(lanes);
             lanes.entry(id).or_insert_with(|| lane.clone());
             lanes
         });
-        !before.contains_key(&id)
+        (!before.contains_key(&id)).then_some(lane)
     }
 
     /// Ends a lane: what has not come by now is lost.

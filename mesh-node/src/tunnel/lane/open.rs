@@ -62,6 +62,11 @@ impl Opener {
         }
     }
 
+    /// Whether a packet was opened: the peer sends on this lane.
+    pub fn is_used(&self) -> bool {
+        self.window.has_any()
+    }
+
     /// What has been seen since the last time this was asked.
     pub fn take_counts(&mut self) -> Counts {
         self.window.take_counts()

@@ -49,6 +49,11 @@ impl Default for Window {
 }
 
 impl Window {
+    /// Whether a number has come.
+    pub(super) fn has_any(&self) -> bool {
+        self.next > 0
+    }
+
     /// Notes a number that an authentic packet bears.
     pub fn arrived(&mut self, number: u64) -> Arrival {
         if number >= self.next {
