@@ -139,7 +139,8 @@ fn mark_lines(lines: &mut Vec<String>, state: &HostState, network: &HostNetwork)
             lines.push(format!("iifname {tun} ct direction original {ip} daddr != {behind} {mark}"));
         }
         if refuses(network, v4) && !subnets.is_empty() {
-            // not what is in progress past the TUN; without this table a route refuses
+            // not what is in progress past the TUN. The refusal itself is a route's: it answers with ICMP, and stands without this
+            // table; and with br_netfilter this chain sees what goes from VM to VM as well
             lines.push(format!(
                 "iifname {seg} ct direction original ct mark & {MARK_MASK:#010x} != {mark:#010x} {ip} saddr {from} \
                  {ip} daddr != @all{number} fib daddr type != {{ local, broadcast, multicast }} jump closed{slot}",
@@ -200,16 +201,15 @@ fn own_chain(out: &mut String, network: &HostNetwork) -> std::fmt::Result {
     destination_chain(out, &format!("own{}", network.slot), network.own.destinations.iter().map(of).collect())
 }
 
-/// Counts and refuses what nobody carries.
+/// Counts what is refused.
 fn closed_chain(out: &mut String, network: &HostNetwork) -> std::fmt::Result {
     let families = [true, false].into_iter().filter(|v4| refuses(network, *v4));
-    let of = |(to, mtu): (Prefix, Option<u32>)| (to, if mtu.is_none() { REFUSE } else { "return" });
+    let of = |(to, mtu): (Prefix, Option<u32>)| {
+        (to, if mtu.is_none() { "counter name no_egress return" } else { "return" })
+    };
     let all = families.flat_map(|v4| network.destinations(v4)).map(of).collect();
     destination_chain(out, &format!("closed{}", network.slot), all)
 }
-
-/// "Network unreachable" of ICMP, "no route" of ICMPv6.
-const REFUSE: &str = "counter name no_egress reject with icmpx type no-route";
 
 /// A chain to jump to, with a statement for each destination. The longest prefix decides, so it stands first.
 fn destination_chain(out: &mut String, name: &str, mut all: Vec<(Prefix, &str)>) -> std::fmt::Result {

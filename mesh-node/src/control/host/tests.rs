@@ -418,7 +418,7 @@ fn a_destination_with_nobody_is_refused_whoever_carries_a_shorter_one() {
     assert!(text.contains("jump closed0"), "{text}");
     assert!(
         text.contains(
-            "\t\tip daddr 198.18.0.0/15 counter name no_egress reject with icmpx type no-route\n\t\tip daddr 0.0.0.0/0 return\n"
+            "\t\tip daddr 198.18.0.0/15 counter name no_egress return\n\t\tip daddr 0.0.0.0/0 return\n"
         ),
         "{text}"
     );
@@ -430,7 +430,7 @@ fn a_destination_with_nobody_is_refused_whoever_carries_a_shorter_one() {
     let text = ruleset(&state);
     assert!(
         text.contains(
-            "\t\tip daddr 198.18.0.0/15 return\n\t\tip daddr 0.0.0.0/0 counter name no_egress reject with icmpx type no-route\n"
+            "\t\tip daddr 198.18.0.0/15 return\n\t\tip daddr 0.0.0.0/0 counter name no_egress return\n"
         ),
         "{text}"
     );
