@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Between two questions.
-const EVERY: Duration = Duration::from_millis(100);
+const EVERY: Duration = Duration::from_millis(250);
 
 /// A loop that has not answered for so long hangs: under full load, on a host that others keep busy, none was seen to take a tenth of that.
 const HANGS: Duration = Duration::from_millis(500);
