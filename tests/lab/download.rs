@@ -15,6 +15,19 @@ impl Lab {
         self.spawn(vm, &["sh", "-c", &script]).expect("a shell in a VM");
     }
 
+    /// Runs the lab's tool in a VM in the background; what it says ends up in the file.
+    pub fn tool(&mut self, vm: &str, file: &str, line: &str) {
+        let program = crate::node::tool().expect("the lab's tool is built");
+        let path = self.dir().join(file);
+        let script = format!("exec {} {line} >{} 2>&1", program.display(), path.display());
+        self.spawn(vm, &["sh", "-c", &script]).expect("a shell in a VM");
+    }
+
+    /// Milliseconds of the longest gap that the tool's `echo` tells of in a file; `None`: it has not ended.
+    pub fn longest_gap(&self, file: &str) -> Option<f64> {
+        self.output(file).split_once("longest gap ")?.1.split(' ').next()?.parse().ok()
+    }
+
     /// What a background tool of the lab has put in its file so far.
     pub fn output(&self, file: &str) -> String {
         std::fs::read_to_string(self.dir().join(file)).unwrap_or_default()

@@ -228,6 +228,20 @@ impl Plan {
         self
     }
 
+    /// Two hypervisors with networks of their own, 10.50.N.0/24, that nothing maps, and a VM `vmN` (.10) on each. Both carry; ph2 is
+    /// preferred.
+    pub fn unmapped() -> Self {
+        (1..=2).fold(Self::new(""), |plan, i| {
+            let (host, four) = (format!("ph{i}"), format!("10.50.{i}"));
+            let net = Net::new("default", "vmnet1")
+                .subnet(&format!("{four}.1/24"), &format!("{four}.0/24"), &format!("{four}.0/24"))
+                .egress(&["ph2", "ph1"]);
+            let vm = Vm::new(&format!("vm{i}"), &host, "vmnet1", &format!("{four}.10/24"));
+            let host = Host::new(&host).net(net).offer("default", &[&format!("198.51.100.1{i}")], 100);
+            plan.host(host).vm(vm)
+        })
+    }
+
     /// The world of the demo: `n` hypervisors that all have 192.168.100.0/24, mapped to 10.77.N.0/24 (and
     /// fd64::/64 to fd00:77:N::/64); on each a private VM `vmN` (.10) and a public VM `pubN` (.14,
     /// 203.0.113.1N). The last host is the egress node.

@@ -6,7 +6,7 @@
 )]
 
 use lab::world::{WEB4, WEB6, wait_until};
-use lab::{Host, Lab, Net, Plan, Vm};
+use lab::{Host, Lab, Plan};
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -42,13 +42,6 @@ fn ctl(lab: &Lab, host: &str, args: &[&str]) -> String {
 }
 
 /// Starts a tool of the lab in a VM, its output in a file of its own.
-fn tool(lab: &mut Lab, vm: &str, file: &str, line: &str) {
-    let program = lab::node::tool().unwrap();
-    let path = lab.dir().join(file);
-    let script = format!("exec {} {line} >{} 2>&1", program.display(), path.display());
-    lab.spawn(vm, &["sh", "-c", &script]).unwrap();
-}
-
 fn finished(lab: &Lab, file: &str, word: &str, limit: Duration) -> String {
     assert!(wait_until(limit, || lab.output(file).contains(word)), "{file}: {}", lab.output(file));
     lab.output(file)
@@ -110,7 +103,7 @@ fn an_echo_through_a_drain_and_through_a_stop_loses_nothing() {
 /// What an echo says that goes on while ph3 drains or stops.
 fn echo_through(how: &str) -> String {
     let mut lab = start(plan());
-    tool(&mut lab, "vm1", "echo", &format!("echo {WEB4} 10"));
+    lab.tool("vm1", "echo", &format!("echo {WEB4} 10"));
     std::thread::sleep(Duration::from_secs(2));
     if how == "drain" {
         ctl(&lab, "ph3", &["egress", "drain", "--deadline", "2s", "--wait"]);
@@ -127,8 +120,8 @@ fn echo_through(how: &str) -> String {
 #[test]
 fn a_connection_that_outlives_the_deadline_is_reset_at_once_on_both_sides() {
     let mut lab = start(plan());
-    tool(&mut lab, "vm1", "held", &format!("hold {WEB4} 25"));
-    tool(&mut lab, "vm3", "own", &format!("hold {WEB4} 25"));
+    lab.tool("vm1", "held", &format!("hold {WEB4} 25"));
+    lab.tool("vm3", "own", &format!("hold {WEB4} 25"));
     lab.download("vm2", "file", 400_000_000, "1M");
     for file in ["held", "own"] {
         finished(&lab, file, "connected", SOON);
@@ -167,8 +160,8 @@ fn resume_takes_new_flows_back_and_moves_none() {
     let mut lab = start(plan().each_net(|_, net| net.extra.push_str("egress_preempt = \"1s\"\n")));
     ctl(&lab, "ph3", &["egress", "drain", "--deadline", "1s", "--wait"]);
     assert!(wait_until(SOON, || sees(&lab, "vm1") == "198.51.100.12"), "{}", sees(&lab, "vm1"));
-    tool(&mut lab, "vm1", "echo", &format!("echo {WEB4} 6"));
-    tool(&mut lab, "vm1", "held", &format!("hold {WEB4} 8"));
+    lab.tool("vm1", "echo", &format!("echo {WEB4} 6"));
+    lab.tool("vm1", "held", &format!("hold {WEB4} 8"));
     finished(&lab, "held", "connected", SOON);
     let wire = lab.capture("gw", "inet0", "udp port 5002 and src host 198.51.100.13").unwrap();
     ctl(&lab, "ph3", &["egress", "resume"]);
@@ -188,7 +181,7 @@ fn a_stop_is_fast_where_nothing_is_to_be_handed_over_or_nobody_could_take_it() {
     assert_eq!(sees(&lab, "vm1"), "198.51.100.13");
     let took = lab.stop_node("ph2").unwrap();
     assert!(took < Duration::from_secs(3), "a standby that carries nothing: {took:?}");
-    tool(&mut lab, "vm1", "echo", &format!("echo {WEB4} 5"));
+    lab.tool("vm1", "echo", &format!("echo {WEB4} 5"));
     std::thread::sleep(Duration::from_secs(1));
     let warned = ctl(&lab, "ph3", &["egress", "drain", "--deadline", "60s"]);
     assert!(warned.contains("warning: no other node carries network default"), "{warned}");
@@ -203,7 +196,7 @@ fn a_stop_is_fast_where_nothing_is_to_be_handed_over_or_nobody_could_take_it() {
 #[test]
 fn a_second_signal_ends_the_hand_over() {
     let mut lab = start(plan());
-    tool(&mut lab, "vm1", "echo", &format!("echo {WEB4} 6"));
+    lab.tool("vm1", "echo", &format!("echo {WEB4} 6"));
     std::thread::sleep(Duration::from_secs(1));
     lab::command::signal(lab.pid("ph3").unwrap(), "TERM").unwrap();
     assert!(wait_until(SOON, || lab.log("ph3").contains("egress_handover")), "{}", lab.log("ph3"));
@@ -222,14 +215,14 @@ fn the_answers_of_two_egress_nodes_at_once_find_their_vms_by_both_families() {
         host
     });
     let mut lab = start(plan);
-    tool(&mut lab, "vm1", "first4", &format!("echo {WEB4} 6"));
-    tool(&mut lab, "vm1", "first6", &format!("echo {WEB6} 6"));
+    lab.tool("vm1", "first4", &format!("echo {WEB4} 6"));
+    lab.tool("vm1", "first6", &format!("echo {WEB6} 6"));
     std::thread::sleep(Duration::from_secs(1));
     ctl(&lab, "ph3", &["egress", "drain"]);
     assert!(wait_until(SOON, || sees(&lab, "vm1") == "198.51.100.12"));
     assert_eq!(lab.web("vm1", WEB6, None).as_deref(), Some("2001:db8:100::12"));
-    tool(&mut lab, "vm1", "second4", &format!("echo {WEB4} 2"));
-    tool(&mut lab, "vm1", "second6", &format!("echo {WEB6} 2"));
+    lab.tool("vm1", "second4", &format!("echo {WEB4} 2"));
+    lab.tool("vm1", "second6", &format!("echo {WEB6} 2"));
     for file in ["second4", "second6", "first4", "first6"] {
         let told = finished(&lab, file, "longest gap", Duration::from_secs(15));
         // four thousand a second into one socket: on a busy machine some do not fit
@@ -238,19 +231,9 @@ fn the_answers_of_two_egress_nodes_at_once_find_their_vms_by_both_families() {
     }
 }
 
-/// Two hosts with networks of their own, routed as they are: ph2 carries, and its own VM leaves without a tunnel.
+/// ph2 carries, and its own VM leaves without a tunnel.
 fn unmapped() -> Lab {
-    let mut plan = Plan::new("");
-    for i in 1..=2 {
-        let (host, four) = (format!("ph{i}"), format!("10.50.{i}"));
-        let net = Net::new("default", "vmnet1")
-            .subnet(&format!("{four}.1/24"), &format!("{four}.0/24"), &format!("{four}.0/24"))
-            .egress(&["ph2", "ph1"]);
-        let host = patient(Host::new(&host)).net(net).offer("default", &[&format!("198.51.100.1{i}")], 100);
-        let vm = Vm::new(&format!("vm{i}"), &format!("ph{i}"), "vmnet1", &format!("{four}.10/24"));
-        plan = plan.host(host).vm(vm);
-    }
-    let lab = Lab::start(plan).unwrap();
+    let lab = Lab::start(Plan::unmapped().with("ph1", patient).with("ph2", patient)).unwrap();
     assert!(wait_until(SOON, || sees(&lab, "vm2") == "198.51.100.12"), "{}", sees(&lab, "vm2"));
     lab
 }
@@ -258,7 +241,7 @@ fn unmapped() -> Lab {
 #[test]
 fn the_draining_node_s_own_unmapped_vms_keep_their_flows() {
     let mut lab = unmapped();
-    tool(&mut lab, "vm2", "echo", &format!("echo {WEB4} 6"));
+    lab.tool("vm2", "echo", &format!("echo {WEB4} 6"));
     lab.download("vm2", "file", 8_000_000, "2M");
     std::thread::sleep(Duration::from_secs(1));
     ctl(&lab, "ph2", &["egress", "drain"]);
@@ -275,8 +258,8 @@ fn what_own_unmapped_vms_had_sent_elsewhere_stays_there_after_the_resume_and_beg
     let wire = lab.capture("gw", "br0", "net 10.50.0.0/16").unwrap();
     ctl(&lab, "ph2", &["egress", "drain"]);
     assert!(wait_until(SOON, || sees(&lab, "vm2") == "198.51.100.11"), "{}", sees(&lab, "vm2"));
-    tool(&mut lab, "vm2", "echo", &format!("echo {WEB4} 6"));
-    tool(&mut lab, "vm2", "second", &format!("echo {WEB4} 16"));
+    lab.tool("vm2", "echo", &format!("echo {WEB4} 6"));
+    lab.tool("vm2", "second", &format!("echo {WEB4} 16"));
     lab.download("vm2", "file", 8_000_000, "2M");
     std::thread::sleep(Duration::from_secs(1));
     ctl(&lab, "ph2", &["egress", "resume"]);
@@ -288,8 +271,7 @@ fn what_own_unmapped_vms_had_sent_elsewhere_stays_there_after_the_resume_and_beg
     // what is still in progress leaves by this host now, and as a new flow: with its address
     lab.kill_node("ph1").unwrap();
     let told = finished(&lab, "second", "longest gap", Duration::from_secs(30));
-    let gap = told.split("longest gap ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
-    assert!(gap.is_some_and(|gap| gap < 2000.0), "{told}");
+    assert!(lab.longest_gap("second").is_some_and(|gap| gap < 2000.0), "{told}");
     let seen = wire.stop().unwrap();
     assert!(seen.lines.is_empty(), "private sources outside: {:?}", seen.lines.first());
 }

@@ -53,7 +53,8 @@ impl Control {
         if !self.local.egress.iter().any(|e| e.uplink == uplink) {
             return;
         }
-        let before = self.offers.uplinks.get(&uplink).map(|r| r.fault);
+        let known = &mut self.offers.uplinks;
+        let before = known.get(&uplink).map(|r| r.fault);
         let told = match (before.flatten(), report.fault) {
             (None, Some(fault)) => Some(Notice::UplinkDown {
                 interface: uplink.interface.clone(),
@@ -64,7 +65,6 @@ impl Control {
             _ => None,
         };
         let changed = before != Some(report.fault);
-        let known = &mut self.offers.uplinks;
         known.insert(uplink, report);
         known.retain(|uplink, _| self.local.egress.iter().any(|e| e.uplink == *uplink));
         if let Some(notice) = told {

@@ -156,14 +156,16 @@ impl NetworkFib {
 
     /// Where new flows to an address outside the mesh leave: by one of these; empty: nowhere.
     pub fn egress(&self, address: IpAddr) -> &[EgressVia] {
-        let place = self.egress.lookup(address);
-        place.and_then(|place| self.spec.egress.get(place as usize)).map_or(&[], |(_, via)| via)
+        self.elected(address).map_or(&[], |(_, via)| via)
     }
 
     /// For which destinations together with this address egress nodes are elected.
     pub fn egress_prefix(&self, address: IpAddr) -> Prefix {
-        let place = self.egress.lookup(address).and_then(|place| self.spec.egress.get(place as usize));
-        place.map_or(Prefix::default_route(address.is_ipv4()), |(prefix, _)| *prefix)
+        self.elected(address).map_or(Prefix::default_route(address.is_ipv4()), |(prefix, _)| *prefix)
+    }
+
+    fn elected(&self, address: IpAddr) -> Option<&(Prefix, Vec<EgressVia>)> {
+        self.spec.egress.get(self.egress.lookup(address)? as usize)
     }
 
     /// Whether flows in progress to the address may stay with this egress, elected or not.

@@ -41,10 +41,12 @@ impl Former {
     /// Until when they are waited for: while one comes, and none of them is there.
     pub(super) fn expected_until(
         &self,
-        elected: &[NodeId],
+        network: &NetworkName,
+        destination: Prefix,
         candidates: &[Candidate],
         now: Now,
     ) -> Option<Instant> {
+        let elected = self.elected(network, destination);
         let mut ours = candidates.iter().filter(|c| elected.contains(&c.node));
         let comes = ours.clone().any(|c| c.standing == Standing::Down(Absence::Tunnel));
         self.until.filter(|until| now.mono < *until && comes && !ours.any(|c| c.standing.carries()))

@@ -132,8 +132,7 @@ impl Roles {
         // as without fallback.
         let chooses = matches!(network.egress, EgressChoice::Nodes(_) | EgressChoice::Auto);
         let awaits = |e: &Election| {
-            let former = self.former.elected(&network.name, e.destination);
-            self.former.expected_until(former, &e.candidates, scene.now).is_some()
+            self.former.expected_until(&network.name, e.destination, &e.candidates, scene.now).is_some()
         };
         let falls_back = chooses
             && network.egress_rules.fallback == EgressFallback::Local
@@ -202,14 +201,14 @@ impl Roles {
         let candidates: Vec<Candidate> =
             sights.iter().filter(|s| s.serves(&destination)).filter_map(candidate).collect();
         let post = self.posts.get(&(network.name.clone(), destination));
-        let former = self.former.elected(&network.name, destination);
         let forced = self.used.get(&network.name);
         let is_there = candidates.iter().any(|c| Some(&c.node) == forced && c.standing.carries());
-        if let Some(until) = self.former.expected_until(former, &candidates, now).filter(|_| !is_there) {
+        let until = self.former.expected_until(&network.name, destination, &candidates, now);
+        if let Some(until) = until.filter(|_| !is_there) {
             return (Election { destination, candidates, elected: Vec::new() }, Some(until));
         }
-        let current =
-            post.map(|post| &post.elected[..]).filter(|elected| !elected.is_empty()).unwrap_or(former);
+        let current = post.map(|post| &post.elected[..]).filter(|elected| !elected.is_empty());
+        let current = current.unwrap_or_else(|| self.former.elected(&network.name, destination));
         let choice = election::elect(&candidates, current, forced, &network.egress_rules, now.mono);
         (Election { destination, candidates, elected: choice.elected }, choice.again)
     }

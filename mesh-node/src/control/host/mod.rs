@@ -170,6 +170,11 @@ pub struct OwnEgress {
 }
 
 impl OwnEgress {
+    /// Those of a family.
+    pub fn sources_of(&self, v4: bool) -> Vec<Prefix> {
+        self.sources.iter().copied().filter(|prefix| prefix.is_v4() == v4).collect()
+    }
+
     /// Whether a packet is of this kind.
     pub fn has(&self, source: IpAddr, destination: IpAddr) -> bool {
         let matches = self.destinations.iter().filter(|(prefix, _)| prefix.contains(destination));

@@ -149,7 +149,7 @@ fn mark_lines(lines: &mut Vec<String>, state: &HostState, network: &HostNetwork)
                 slot = network.slot,
             ));
         }
-        let own: Vec<Prefix> = network.own.sources.iter().copied().filter(of_family).collect();
+        let own = network.own.sources_of(v4);
         let mut past: Vec<Prefix> = own.clone();
         past.extend(subnets.iter().filter(|_| network.fallback.is_some()));
         if !past.is_empty() {
@@ -196,17 +196,16 @@ fn mark_statement(network: &HostNetwork) -> String {
 
 /// What of the own VMs' traffic leaves at once.
 fn own_chain(out: &mut String, network: &HostNetwork) -> std::fmt::Result {
-    let leave = format!("{} return", mark_statement(network));
-    let of = |(to, leaves): &(Prefix, bool)| (*to, if *leaves { leave.as_str() } else { "return" });
+    let mark = mark_statement(network);
+    let of = |(to, leaves): &(Prefix, bool)| (*to, if *leaves { mark.as_str() } else { "" });
     destination_chain(out, &format!("own{}", network.slot), network.own.destinations.iter().map(of).collect())
 }
 
 /// Counts what is refused.
 fn closed_chain(out: &mut String, network: &HostNetwork) -> std::fmt::Result {
     let families = [true, false].into_iter().filter(|v4| refuses(network, *v4));
-    let of = |(to, mtu): (Prefix, Option<u32>)| {
-        (to, if mtu.is_none() { "counter name no_egress return" } else { "return" })
-    };
+    let of =
+        |(to, mtu): (Prefix, Option<u32>)| (to, if mtu.is_none() { "counter name no_egress" } else { "" });
     let all = families.flat_map(|v4| network.destinations(v4)).map(of).collect();
     destination_chain(out, &format!("closed{}", network.slot), all)
 }
@@ -217,7 +216,8 @@ fn destination_chain(out: &mut String, name: &str, mut all: Vec<(Prefix, &str)>)
     writeln!(out, "\tchain {name} {{")?;
     for (to, statement) in all {
         let ip = if to.is_v4() { "ip" } else { "ip6" };
-        writeln!(out, "\t\t{ip} daddr {to} {statement}")?;
+        let gap = if statement.is_empty() { "" } else { " " };
+        writeln!(out, "\t\t{ip} daddr {to} {statement}{gap}return")?;
     }
     writeln!(out, "\t}}")
 }
@@ -262,9 +262,8 @@ fn forward_lines(lines: &mut Vec<String>, state: &HostState) {
 fn ended_lines(lines: &mut Vec<String>, network: &HostNetwork) {
     let (seg, mark) = (quoted(&network.segment), egress_mark(network.slot));
     for (v4, ip) in [(true, "ip"), (false, "ip6")] {
-        let own = network.own.sources.iter().copied().filter(|prefix| prefix.is_v4() == v4);
-        let own: Vec<Prefix> = own.filter(|_| network.own.ended).collect();
-        if !own.is_empty() {
+        let own = network.own.sources_of(v4);
+        if network.own.ended && !own.is_empty() {
             lines.push(format!(
                 "iifname {seg} {ip} saddr {from} ct direction original ct mark & {MARK_MASK:#010x} == {mark:#010x} \
                  tcp flags & (syn | rst) == 0x0 reject with tcp reset",
@@ -278,8 +277,7 @@ fn ended_lines(lines: &mut Vec<String>, network: &HostNetwork) {
 fn away_lines(lines: &mut Vec<String>, network: &HostNetwork) {
     let (seg, tun, keep) = (quoted(&network.segment), quoted(&network.tun), !MARK_MASK);
     for (v4, ip, number) in [(true, "ip", 4), (false, "ip6", 6)] {
-        let own: Vec<Prefix> =
-            network.own.sources.iter().copied().filter(|prefix| prefix.is_v4() == v4).collect();
+        let own = network.own.sources_of(v4);
         if !own.is_empty() {
             lines.push(format!(
                 "iifname {seg} oifname {tun} ct direction original ct mark & {MARK_MASK:#010x} == 0x0 {ip} saddr {from} \
