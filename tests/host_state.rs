@@ -153,7 +153,7 @@ fn snapshot() -> String {
     let mut rules: Vec<String> =
         ["ip -4 rule", "ip -6 rule"].map(run).iter().flat_map(|t| t.lines()).map(str::to_owned).collect();
     rules.sort_by(|a, b| a.split(" lookup ").next().cmp(&b.split(" lookup ").next()));
-    let rest = run("ip -4 route show table all; ip -6 route show table all; nft list ruleset; \
+    let rest = run("ip -4 route show table all; ip -6 route show table all; nft -s list ruleset; \
          ip neigh show proxy; cd /proc/sys/net; \
          grep -r . ipv4/conf/*/forwarding ipv4/conf/*/src_valid_mark ipv6/conf/*/force_forwarding \
          ipv6/conf/*/forwarding ipv6/conf/*/proxy_ndp ipv6/conf/*/accept_ra ipv4/ip_forward");
@@ -220,13 +220,16 @@ fn traffic(out: &str, vm: &str) {
     passes(out, "2001:db8::14");
     // "local": masqueraded, but not into private networks.
     passes(vm, "-I 10.88.1.2 192.0.2.1");
-    refused(vm, "-I 10.88.1.2 172.20.0.1", "Unreachable");
+    refused(vm, "-I 10.88.1.2 172.20.0.1", "Destination Net Unreachable");
+    // A destination whose egress node is gone.
+    refused(vm, "-I 192.168.100.2 198.18.0.1", "Destination Net Unreachable");
+    refused(vm, "-I fd64::2 2001:db8:7::1", "No route");
     // Neither forged, nor from one segment into the other, nor into a segment from the uplink.
     refused(vm, "-I 172.31.9.9 192.0.2.1", "");
-    refused(vm, "-I 203.0.113.14 10.88.1.3", "Unreachable");
+    refused(vm, "-I 203.0.113.14 10.88.1.3", "Destination Host Unreachable");
     refused(out, "192.168.100.2", "");
     // A mesh prefix whose owner is gone.
-    refused(vm, "-I 192.168.100.2 10.77.3.1", "Unreachable");
+    refused(vm, "-I 192.168.100.2 10.77.3.1", "Destination Host Unreachable");
     // The host itself.
     passes(vm, "-I 192.168.100.2 192.168.100.1");
     assert!(run("ping -c 1 -W 1 192.168.100.2").contains("bytes from"));
@@ -304,7 +307,10 @@ fn applied(state_dir: &Path) {
             "5511: from all iif mesh1 lookup 5505",
             "5520: from all fwmark 0x51000000/0xff000000 iif br.blue lookup main",
             "5531: from 203.0.113.14 iif vmnet1 lookup 5500",
+            "5532: from 192.168.100.0/24 iif vmnet1 lookup 5503",
+            "5532: from 192.168.100.0/24 iif vmnet1 unreachable",
             "5533: from all iif vmnet1 prohibit",
+            "5539: from 192.168.100.0/24 iif lo unreachable",
             "5538: from 192.168.100.1 iif lo goto 5540",
             "5540: from all nop",
             "5552: from 0.0.0.0 iif lo lookup 5501",
@@ -327,10 +333,7 @@ fn applied(state_dir: &Path) {
     );
     assert_has(&run("ip route show table 5501"), &["unreachable 10.77.3.0/24 proto 171 metric 4278198272"]);
     assert_has(&run("ip route show table 5502"), &["203.0.113.144/29 via 192.168.100.14 dev vmnet1"]);
-    assert_has(
-        &run("ip -6 route show table 5503"),
-        &["unreachable default dev lo proto 171 metric 4278198272"],
-    );
+    assert_has(&run("ip -6 route show table 5503"), &["throw default dev lo proto 171 metric 4278198272"]);
     assert_has(&run("ip neigh show proxy"), &["203.0.113.14 dev eth0 proxy", "2001:db8::14 dev eth0 proxy"]);
     let table = run("nft list table inet mesh");
     assert!(table.contains("snat ip to 203.0.113.1") && table.contains("masquerade"), "{table}");

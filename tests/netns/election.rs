@@ -256,7 +256,7 @@ fn a_destination_whose_egress_node_is_gone_is_refused_and_does_not_leave_by_anot
     assert!(lab.ping("vm1", OTHER), "the rest leaves by ph3");
     lab.kill_node("ph2").unwrap();
     let refused = || lab.exec("vm1", &["ping", "-n", "-c", "1", "-W", "1", WEB4]).unwrap().stdout;
-    assert!(wait_until(SOON, || refused().contains("Unreachable")), "{}", refused());
+    assert!(wait_until(SOON, || refused().contains("Destination Net Unreachable")), "{}", refused());
     assert!(lab.ping("vm1", OTHER), "{}", lab.log("ph1"));
     let counted = lab.exec("ph1", &["nft", "list", "counter", "inet", "mesh", "no_egress"]).unwrap().stdout;
     assert!(!counted.contains("packets 0 "), "{counted}");
@@ -282,6 +282,9 @@ fn ipv6_follows_by_address_and_by_masquerade() {
     lab.power_cut("ph3").unwrap();
     assert!(sees(&lab, "2001:db8:100::12"), "by the uplink's own");
     assert!(leaves_by(&lab, "vm1", "198.51.100.12"));
+    lab.kill_node("ph2").unwrap();
+    let refused = || lab.exec("vm1", &["ping", "-n", "-c", "1", "-W", "1", WEB6]).unwrap().stdout;
+    assert!(wait_until(SOON, || refused().contains("No route")), "{}", refused());
 }
 
 /// By which address the web server sees a VM, for each of many destinations.

@@ -306,7 +306,7 @@ pub const KEYS: &[Key] = &[
         "string",
         r#""none""#,
         r#""local""#,
-        "While no egress node is healthy for any destination: \"none\" refuses with an ICMP error; \"local\" lets the \
+        "While no egress node is healthy for any destination: \"none\" refuses with ICMP net unreachable; \"local\" lets the \
          segment's traffic leave by this host, as `egress = \"local\"` does.",
     ),
     applied(

@@ -7,7 +7,7 @@ use mesh_proto::Prefix;
 
 use super::{BASE_TABLE, HostNetwork, HostState};
 
-/// Metric of every refusal: the largest that leaves room, so that any real route wins.
+/// Metric of every refusal, by itself or by a rule that follows: the largest that leaves room, so that any real route wins.
 pub const REFUSAL_METRIC: u32 = 4_278_198_272;
 /// Metric of every other route of ours. Given explicitly: the families have different defaults (0 and 1024).
 pub const ROUTE_METRIC: u32 = 1024;
@@ -27,7 +27,7 @@ pub fn in_table(slot: u8) -> u32 {
     mesh_table(slot) + 1
 }
 
-/// Table OUT of a slot: the Internet by an egress node, or refused.
+/// Table OUT of a slot: the Internet by an egress node, or nothing: the rule behind it refuses.
 pub fn out_table(slot: u8) -> u32 {
     mesh_table(slot) + 2
 }
@@ -35,8 +35,11 @@ pub fn out_table(slot: u8) -> u32 {
 /// What is done with a packet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RouteKind {
-    /// Answered with an ICMP error.
+    /// Answered with ICMP host unreachable (IPv6: address unreachable).
     Unreachable,
+    /// Nobody here: the look-up goes on with the next rule, which answers with ICMP net unreachable (IPv6: no route). A
+    /// route cannot say so.
+    Throw,
     /// Sent.
     Unicast {
         /// By this device.
@@ -48,6 +51,13 @@ pub enum RouteKind {
         /// Largest packet.
         mtu: Option<u32>,
     },
+}
+
+impl RouteKind {
+    /// It is what is left when the way is gone.
+    pub fn refuses(&self) -> bool {
+        matches!(self, Self::Unreachable | Self::Throw)
+    }
 }
 
 /// A route. The kernel keys it by table, prefix and metric; the metric follows from the kind.
@@ -67,10 +77,7 @@ pub type RouteKey = (u32, Prefix, u32);
 impl Route {
     /// The metric it is installed with.
     pub fn metric(&self) -> u32 {
-        match self.kind {
-            RouteKind::Unreachable => REFUSAL_METRIC,
-            RouteKind::Unicast { .. } => ROUTE_METRIC,
-        }
+        if self.kind.refuses() { REFUSAL_METRIC } else { ROUTE_METRIC }
     }
 
     /// What the kernel knows it by.
@@ -87,7 +94,7 @@ pub fn routes(state: &HostState) -> Vec<Route> {
         let (mesh, inner, out) = (mesh_table(network.slot), in_table(network.slot), out_table(network.slot));
         for v4 in &families {
             table.refuse(inner, Prefix::default_route(*v4));
-            table.refuse(out, Prefix::default_route(*v4));
+            table.throw(out, Prefix::default_route(*v4));
         }
         for route in &network.routes {
             table.refuse(mesh, route.prefix);
@@ -112,7 +119,7 @@ pub fn routes(state: &HostState) -> Vec<Route> {
                         let mtu = if to.is_v4() { mtu } else { mtu.max(MIN_MTU_V6) };
                         table.send(out, to, &network.tun, None, network, Some(mtu));
                     }
-                    None => table.refuse(out, to),
+                    None => table.throw(out, to),
                 }
             }
         }
@@ -127,6 +134,10 @@ struct Table(BTreeMap<RouteKey, Route>);
 impl Table {
     fn refuse(&mut self, table: u32, prefix: Prefix) {
         self.insert(Route { table, prefix, kind: RouteKind::Unreachable });
+    }
+
+    fn throw(&mut self, table: u32, prefix: Prefix) {
+        self.insert(Route { table, prefix, kind: RouteKind::Throw });
     }
 
     fn send(

@@ -24,7 +24,7 @@ pub enum Action {
     Prohibit,
     /// Dropped in silence.
     Blackhole,
-    /// Refused with an ICMP error.
+    /// Refused with ICMP net unreachable (IPv6: no route).
     Unreachable,
     /// Looks into this table.
     Table(u32),
@@ -120,6 +120,12 @@ impl Family<'_> {
         self.list.push(Rule { selector, action });
     }
 
+    /// By an egress node, or nowhere.
+    fn out(&mut self, class: u32, m: Match, slot: u8) {
+        self.add(class, m.clone(), Action::Table(out_table(slot)));
+        self.add(class, m, Action::Unreachable);
+    }
+
     /// Rules that no network owns.
     fn host(&mut self) {
         // Underlay sockets never follow the overlay.
@@ -168,7 +174,7 @@ impl Family<'_> {
         let seg = Match::iif(&network.segment);
         for (subnet, _) in network.subnets.iter().filter(|(subnet, _)| subnet.is_v4() == v4) {
             self.add(30, seg.clone().from(*subnet), Action::Table(mesh_table(slot)));
-            self.add(32, seg.clone().from(*subnet), Action::Table(out_table(slot)));
+            self.out(32, seg.clone().from(*subnet), slot);
         }
         for announced in network.announced.iter().filter(|a| a.prefix.is_v4() == v4) {
             let from = seg.clone().from(announced.prefix);
@@ -177,7 +183,7 @@ impl Family<'_> {
                 self.add(31, from.clone(), Action::Table(ISO_TABLE));
                 self.add(31, from, Action::Table(MAIN_TABLE));
             } else {
-                self.add(32, from, Action::Table(out_table(slot)));
+                self.out(32, from, slot);
             }
             let to = Match { to: Some(announced.prefix), ..Match::default() };
             self.add(40, to, Action::Table(in_table(slot)));
@@ -194,7 +200,7 @@ impl Family<'_> {
         for (subnet, gateway) in network.subnets.iter().filter(|(subnet, _)| subnet.is_v4() == v4) {
             self.add(38, own.clone().from(Prefix::host(*gateway)), Action::Goto(BASE_PRIORITY + 40));
             self.add(39, own.clone().from(*subnet), mesh);
-            self.add(39, own.clone().from(*subnet), Action::Table(out_table(network.slot)));
+            self.out(39, own.clone().from(*subnet), network.slot);
             self.add(50, own.clone().from(*subnet), mesh);
         }
         for announced in network.announced.iter().filter(|a| a.prefix.is_v4() == v4) {
@@ -208,7 +214,8 @@ impl Family<'_> {
 
 /// What to remove and then to add, so that `actual` (in the kernel's order) becomes `desired`. Rules of one selector have
 /// an order, and the kernel appends: where that does not do, all of that selector are renewed; else those that stay are left
-/// alone, since packets go by them. Additions come targets of a jump first, then refusals, then the rest by priority.
+/// alone, since packets go by them. Additions come targets of a jump first, then refusals that stand alone, then the rest by
+/// priority.
 pub fn rule_changes(desired: &[Rule], actual: &[Rule]) -> (Vec<Rule>, Vec<Rule>) {
     let (wanted, present) = (by_selector(desired), by_selector(actual));
     let (mut remove, mut add) = (Vec::new(), Vec::new());
@@ -224,7 +231,8 @@ pub fn rule_changes(desired: &[Rule], actual: &[Rule]) -> (Vec<Rule>, Vec<Rule>)
         remove.extend(there.iter().filter(|action| !stay.contains(action)).map(rule));
         add.extend(desired.iter().filter(|action| !stay.contains(action)).map(rule));
     }
-    add.sort_by_key(|rule| match rule.action {
+    // by the first action of a selector, so that its others stay behind it
+    add.sort_by_key(|rule| match wanted[&rule.selector][0] {
         Action::Nop => 0,
         Action::Prohibit | Action::Blackhole | Action::Unreachable => 1,
         Action::Table(_) | Action::Goto(_) => 2,

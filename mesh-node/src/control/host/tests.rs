@@ -130,6 +130,14 @@ fn every_class_of_rules_stands_at_its_priority() {
         ["iif vmnet1 from 203.0.113.14/32 Table(5500)", "iif vmnet1 from 203.0.113.14/32 Table(254)"]
     );
     assert!(at(&list, true, 32).contains(&"iif vmnet1 from 203.0.113.16/29 Table(5503)".to_owned()));
+    for out in list.iter().filter(|rule| rule.action == Action::Table(5503)) {
+        let same: Vec<_> = list.iter().filter(|rule| rule.selector == out.selector).collect();
+        assert_eq!(
+            same.last().unwrap().action,
+            Action::Unreachable,
+            "what nobody carries ends here: {out:?}"
+        );
+    }
     assert_eq!(at(&list, true, 33), ["iif vmnet1 Prohibit", "iif br.blue Prohibit"]);
     assert_eq!(at(&list, false, 33), ["iif br.blue Prohibit"], "a network without IPv6 leaves it alone");
     assert_eq!(at(&list, true, 38)[0], "iif lo from 192.168.100.1/32 Goto(5540)");
@@ -172,8 +180,8 @@ fn each_way_into_the_mesh_has_a_refusal_beneath() {
     assert_eq!(find(5501, "192.168.100.0/24"), [sent("vmnet1", None, gw, None)]);
     assert_eq!(find(5502, "203.0.113.14/32"), [sent("vmnet1", None, gw, None)]);
     assert_eq!(find(5502, "203.0.113.16/29"), [sent("vmnet1", Some("192.168.100.14"), gw, None)]);
-    assert_eq!(find(5503, "0.0.0.0/0"), [sent("mesh0", None, gw, Some(1380)), RouteKind::Unreachable]);
-    assert_eq!(find(5506, "0.0.0.0/0"), [RouteKind::Unreachable]);
+    assert_eq!(find(5503, "0.0.0.0/0"), [sent("mesh0", None, gw, Some(1380)), RouteKind::Throw]);
+    assert_eq!(find(5506, "0.0.0.0/0"), [RouteKind::Throw]);
     assert_eq!(find(5500, "10.88.1.0/24"), [RouteKind::Unreachable]);
     // Untranslated: the segment wins over the tunnel. And no IPv6 route has less than 1280.
     assert_eq!(find(5504, "10.88.1.0/24")[0], sent("br.blue", None, "10.88.1.1", None));
@@ -338,9 +346,13 @@ fn a_chain_that_drops_only_what_leaves_by_the_egress_is_named() {
 }
 
 fn any_rule() -> impl Strategy<Value = Rule> {
-    (0u32..3, any::<bool>(), 0u32..3).prop_map(|(priority, v4, table)| Rule {
+    let any_action = prop_oneof![
+        (0u32..3).prop_map(Action::Table),
+        prop::sample::select(vec![Action::Nop, Action::Prohibit, Action::Unreachable]),
+    ];
+    (0u32..3, any::<bool>(), any_action).prop_map(|(priority, v4, action)| Rule {
         selector: Selector { priority, v4, iif: None, mark: None, from: None, to: None },
-        action: Action::Table(table),
+        action,
     })
 }
 
@@ -408,7 +420,7 @@ fn a_destination_with_nobody_is_refused_whoever_carries_a_shorter_one() {
     let kinds = |state: &HostState| {
         let out = routes(state).into_iter().filter(|route| route.table == 5503);
         let out = out.filter(|route| [narrow, wide].contains(&route.prefix));
-        out.map(|route| (route.prefix, route.kind == RouteKind::Unreachable)).collect::<Vec<_>>()
+        out.map(|route| (route.prefix, route.kind == RouteKind::Throw)).collect::<Vec<_>>()
     };
     state.networks[0].out = HostOut::Tunnel { destinations: vec![(wide, Some(1380)), (narrow, None)] };
     let mut all = kinds(&state);

@@ -146,8 +146,7 @@ impl Kernel {
             // an error is the answer: it is what the packet would meet
             Err(rtnetlink::Error::NetlinkError(error)) => {
                 let word = match -error.raw_code() {
-                    libc::EHOSTUNREACH => "unreachable".to_owned(),
-                    libc::ENETUNREACH => "no route".to_owned(),
+                    libc::EHOSTUNREACH | libc::ENETUNREACH => "unreachable".to_owned(),
                     libc::EACCES => "prohibited".to_owned(),
                     libc::EINVAL => "dropped: a blackhole, or the reverse path filter".to_owned(),
                     libc::EXDEV => "dropped by the reverse path filter".to_owned(),

@@ -221,7 +221,7 @@ impl HostSync {
         let tunnels: BTreeSet<String> = std::mem::take(&mut self.applied.tuns);
         self.remove_routes(|route| match route.map(|route| &route.kind) {
             Some(RouteKind::Unicast { dev, .. }) => tunnels.contains(dev) || !links.contains_key(dev),
-            Some(RouteKind::Unreachable) => false,
+            Some(RouteKind::Unreachable | RouteKind::Throw) => false,
             None => true,
         })
         .await
@@ -307,7 +307,7 @@ impl HostSync {
         }
         self.applied.routes = wanted.iter().cloned().collect();
         let (refusals, ways): (Vec<&Route>, Vec<&Route>) =
-            install.iter().partition(|route| route.kind == RouteKind::Unreachable);
+            install.iter().partition(|route| route.kind.refuses());
         for route in refusals {
             routes::install_route(&self.handle, route, links).await?;
         }

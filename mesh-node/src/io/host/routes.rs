@@ -101,6 +101,7 @@ fn parse_route(message: &RouteMessage, names: &BTreeMap<u32, &String>) -> Option
     let prefix = Prefix::covering(address, message.header.destination_prefix_length).ok()?;
     let kind = match message.header.kind {
         RouteType::Unreachable => RouteKind::Unreachable,
+        RouteType::Throw => RouteKind::Throw,
         RouteType::Unicast => RouteKind::Unicast { dev: (*names.get(&index?)?).clone(), via, src, mtu },
         _ => return None,
     };
@@ -123,6 +124,7 @@ fn route_message(route: &Route, links: &BTreeMap<String, Link>) -> Result<RouteM
     attributes.push(RouteAttribute::Priority(route.metric()));
     match &route.kind {
         RouteKind::Unreachable => message.header.kind = RouteType::Unreachable,
+        RouteKind::Throw => message.header.kind = RouteType::Throw,
         RouteKind::Unicast { dev, via, src, mtu } => {
             message.header.kind = RouteType::Unicast;
             let link = links.get(dev).ok_or_else(|| HostError::NoInterface(dev.clone()))?;
