@@ -31,6 +31,7 @@ use crate::io::quic::aside::Aside;
 use crate::io::quic::connection::{self, Context, Dial, Door, Event};
 use crate::io::quic::datagram::{Datagrams, InboundSender, SEND_BUFFER, read_datagrams};
 use crate::io::quic::echo::Unanswered;
+use crate::io::quic::path::Beside;
 use crate::io::trace::Tracer;
 use crate::notice::Notice;
 use crate::packet_loop::Waker;
@@ -107,12 +108,12 @@ impl status::Live for Figured<'_> {
     }
 
     fn path(&self, conn: ConnId) -> Option<PathFigures> {
-        let connection = &self.live.get(&conn)?.connection;
+        let Live { connection, beside, .. } = self.live.get(&conn)?;
         let stats = connection.stats();
         let room = connection.datagram_send_buffer_space();
         Some(PathFigures {
-            datagrams: stats.udp_tx.datagrams,
-            sends: stats.udp_tx.ios,
+            datagrams: stats.udp_tx.datagrams + beside.datagrams(),
+            sends: stats.udp_tx.ios + beside.calls(),
             lost_packets: stats.path.lost_packets,
             send_buffer_bytes: SEND_BUFFER.saturating_sub(room) as u64,
         })
@@ -147,6 +148,7 @@ struct Live {
     writer: mpsc::Sender<Message>,
     tunnel: Option<Arc<Tunnel>>,
     aside: Aside,
+    beside: Arc<Beside>,
     probes: Probes,
 }
 
@@ -245,7 +247,7 @@ impl Loop {
     fn event(&mut self, control: &mut Control, event: Event, wiring: &mut Wiring) {
         let input = match event {
             Event::Input(input) => input,
-            Event::Up { input, conn, connection, writer, secrets } => {
+            Event::Up { input, conn, connection, writer, secrets, beside } => {
                 let aside = Aside::new(conn, wiring.probes.prober.clone());
                 let dialed = matches!(&input, Input::TunnelUp { dialed: Some(_), .. });
                 let side = if dialed { Side::Client } else { Side::Server };
@@ -253,7 +255,7 @@ impl Loop {
                 self.lanes.opened(conn, side, lanes, &writer, aside.heard.clone());
                 wiring.probes.prober.open(conn, connection.clone(), aside.heard.clone());
                 let probes = Probes::new(probes, side);
-                self.live.insert(conn, Live { connection, writer, tunnel: None, aside, probes });
+                self.live.insert(conn, Live { connection, writer, tunnel: None, aside, beside, probes });
                 input
             }
             Event::Pulse(question) => return question.answer(),
@@ -430,7 +432,8 @@ impl Loop {
             let Some(live) = self.live.get_mut(&spec.conn) else { continue };
             let counters = self.traffic.entry(spec.peer).or_default().clone();
             let tunnel = live.tunnel.get_or_insert_with(|| {
-                let carrier: Arc<dyn Carrier> = match self.lanes.carrier(spec.conn, &live.connection) {
+                let lanes = self.lanes.carrier(spec.conn, &live.connection, &live.beside);
+                let carrier: Arc<dyn Carrier> = match lanes {
                     Some(lanes) => lanes,
                     None => Arc::new(Datagrams::new(live.connection.clone())),
                 };

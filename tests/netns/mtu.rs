@@ -7,7 +7,7 @@
 
 use lab::command::line;
 use lab::world::wait_until;
-use lab::{Lab, Plan};
+use lab::{Host, Lab, Plan};
 use std::time::{Duration, Instant};
 
 /// Sizes of inner packets: what is left of 9,000 and of 1,500 by the underlay's headers, QUIC's and ours.
@@ -16,7 +16,11 @@ const ETHERNET: std::ops::RangeInclusive<u64> = 1380..=1460;
 
 /// The standard world with cables, bridges and VMs for 9,000 bytes.
 fn jumbo_world(hosts: usize) -> Lab {
-    let lab = Lab::build(Plan::standard("", hosts)).unwrap();
+    jumbo(Plan::standard("", hosts))
+}
+
+fn jumbo(plan: Plan) -> Lab {
+    let lab = Lab::build(plan).unwrap();
     let gw = lab.ns("gw");
     for host in lab.host_names() {
         set_mtu(&lab.ns(&host), "eth0", 9000);
@@ -165,6 +169,28 @@ fn an_interface_that_shrinks_is_followed() {
     println!("own interface set to 1,500: {lost:?} lost");
     assert!(lost < Duration::from_secs(3), "{lost:?}");
     assert!(ETHERNET.contains(&path_mtu(&lab, "ph1", "ph2")));
+}
+
+#[test]
+fn an_interface_that_shrinks_under_load_keeps_its_trains() {
+    let lanes = |host: Host| host.extra("transport = \"lanes\"");
+    let mut lab = jumbo(Plan::standard("", 2).with("ph1", lanes).with("ph2", lanes));
+    start(&mut lab);
+    settles(&lab, 5, &JUMBO);
+    lab.serve("vm2").unwrap();
+    assert!(lab.ping_within(Duration::from_secs(5), "vm1", "10.77.2.10"));
+    let host = lab.ns("ph1");
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| lab.transfer("vm1", "10.77.2.10", 512 << 20).unwrap());
+        std::thread::sleep(Duration::from_millis(300));
+        set_mtu(&host, "eth0", 1500);
+        println!("known after {:?}", settles(&lab, 5, &ETHERNET));
+        let sent = sending.join().unwrap();
+        assert!(sent.ok(), "{}", sent.text());
+    });
+    // too large is not the same as not cut
+    let notes = lab.ctl("ph1", &["--json", "status"]).unwrap().json()["notes"].to_string();
+    assert!(!notes.contains("no gso"), "{notes}");
 }
 
 #[test]

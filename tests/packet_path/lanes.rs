@@ -51,7 +51,8 @@ impl OnLanes {
                 true
             });
             let socket = wires[at].socket.clone();
-            let carrier = Arc::new(LaneCarrier::new(socket, to, None, connection.clone(), half_used));
+            let carrier =
+                Arc::new(LaneCarrier::new(socket, to, None, connection.clone(), Arc::default(), half_used));
             carriers.push(carrier.clone());
             nodes.push(Node::new(&runtime, connection, (network, spec), theirs, |_| carrier));
         }

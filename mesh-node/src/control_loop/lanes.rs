@@ -18,6 +18,7 @@ use crate::io::liveness::Heard;
 use crate::io::now;
 use crate::io::quic::connection::Event;
 use crate::io::quic::exporter::LaneSecret;
+use crate::io::quic::path::Beside;
 use crate::tunnel::Tunnel;
 use crate::tunnel::lane::LaneId;
 use crate::tunnel::lane::agreement::{Agreement, Step};
@@ -112,6 +113,7 @@ impl Lanes {
         &mut self,
         conn: ConnId,
         connection: &quinn::Connection,
+        beside: &Arc<Beside>,
     ) -> Option<Arc<LaneCarrier>> {
         let setup = self.setup.as_ref()?;
         let session = self.sessions.get_mut(&conn)?;
@@ -119,7 +121,8 @@ impl Lanes {
         let half_used = Box::new(move |lane| events.try_send(Event::LaneHalfUsed { conn, lane }).is_ok());
         // neither changes: a connection does not migrate
         let (to, from) = (connection.remote_address(), connection.local_ip());
-        let carrier = LaneCarrier::new(setup.wire.socket.clone(), to, from, connection.clone(), half_used);
+        let socket = setup.wire.socket.clone();
+        let carrier = LaneCarrier::new(socket, to, from, connection.clone(), beside.clone(), half_used);
         let carrier = Arc::new(carrier);
         session.carrier = Some(carrier.clone());
         Some(carrier)

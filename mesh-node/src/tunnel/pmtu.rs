@@ -45,17 +45,16 @@ const SETTLED: Duration = Duration::from_millis(50);
 const SEARCH: Duration = Duration::from_millis(1000);
 
 /// Between two looks: while something moves, while packets are sent, and else.
-const LOOKS: [Duration; 3] =
-    [Duration::from_millis(10), Duration::from_millis(100), Duration::from_millis(250)];
+const LOOKS: [Duration; 3] = [Duration::from_millis(10), Duration::from_millis(100), Duration::from_secs(1)];
 
 /// What the transport says of itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
     /// The largest frame it takes at present.
     pub frame: usize,
-    /// Datagrams sent since its start.
+    /// Packets sent since its start.
     pub sent: u64,
-    /// Packets lost since its start, those of its own search excepted.
+    /// Packets lost since its start, those of its own search excepted, and what this host's device did not take.
     pub lost: u64,
     /// Round trip.
     pub rtt: Duration,

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::socket::LaneSocket;
+use super::socket::{Destination, LaneSocket};
 use crate::io::quic::datagram::Datagrams;
+use crate::io::quic::path::Beside;
 use crate::tunnel::lane::seal::Sealer;
-use crate::tunnel::lane::train::Packer;
+use crate::tunnel::lane::train::{Packer, Taken};
 use crate::tunnel::lane::{HEADER, ROOM, TAG};
 use crate::tunnel::{Carrier, OutBatch, Room, Sent};
 
@@ -23,8 +24,7 @@ pub type HalfUsed = Box<dyn Fn(u32) -> bool + Send + Sync>;
 /// Sends to one peer.
 pub struct LaneCarrier {
     socket: Arc<LaneSocket>,
-    to: SocketAddr,
-    from: Option<IpAddr>,
+    to: Destination,
     datagrams: Datagrams,
     half_used: HalfUsed,
     /// Taken once a batch: of several networks' threads one at a time sends on a lane.
@@ -34,8 +34,8 @@ pub struct LaneCarrier {
     has_next: AtomicBool,
     /// Packets that the lane in use may still carry; 0: none is in use.
     left: AtomicU64,
-    /// Frames that left on lanes.
-    sent: AtomicU64,
+    /// What left on lanes.
+    beside: Arc<Beside>,
 }
 
 #[derive(Debug, Default)]
@@ -60,25 +60,25 @@ impl fmt::Debug for LaneCarrier {
 }
 
 impl LaneCarrier {
-    /// To a peer's address, from one of ours, beside `connection`; without a lane so far.
+    /// To a peer's address, from one of ours, beside `connection`, which hears so; without a lane so far.
     pub fn new(
         socket: Arc<LaneSocket>,
         to: SocketAddr,
         from: Option<IpAddr>,
         connection: quinn::Connection,
+        beside: Arc<Beside>,
         half_used: HalfUsed,
     ) -> Self {
         Self {
+            to: socket.destination(to, from),
             socket,
-            to,
-            from,
             datagrams: Datagrams::new(connection),
             half_used,
             sending: Mutex::default(),
             next: Mutex::default(),
             has_next: AtomicBool::new(false),
             left: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
+            beside,
         }
     }
 
@@ -95,11 +95,6 @@ impl LaneCarrier {
         Some(self.left.load(Relaxed)).filter(|left| *left > 0)
     }
 
-    /// Frames that have left on lanes.
-    pub fn sent(&self) -> u64 {
-        self.sent.load(Relaxed)
-    }
-
     fn send_on_lane(&self, batch: &mut OutBatch) -> Sent {
         let mut sending = lock(&self.sending);
         if self.has_next.swap(false, Relaxed)
@@ -110,12 +105,19 @@ impl LaneCarrier {
         let Sending { lane, packer } = &mut *sending;
         let Some(current) = lane else { return Sent::default() };
         let mut patience = PATIENCE;
+        let (mut datagrams, mut calls) = (0, 0);
         let mut packed = packer.pack(batch, &mut current.sealer, self.largest(), |train| {
-            self.socket.send(train, self.to, self.from, &mut patience)
+            let taken = self.socket.send(train, &self.to, &mut patience);
+            if taken == Taken::Yes {
+                let sent = train.bytes.len().div_ceil(train.datagram.max(1)) as u64;
+                datagrams += sent;
+                calls += if self.socket.cuts(&self.to) { 1 } else { sent };
+            }
+            taken
         });
         packed.sent.waited = PATIENCE.saturating_sub(patience);
         batch.keep_last(packed.left);
-        self.sent.fetch_add(packed.sent.packets, Relaxed);
+        self.beside.sent(datagrams, calls, packed.sent.too_big);
         let left = current.sealer.left();
         if !current.asked && left <= current.ask_at {
             current.asked = (self.half_used)(current.number);

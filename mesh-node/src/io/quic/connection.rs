@@ -15,6 +15,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::exporter::Secrets;
+use super::path::Beside;
 use crate::control::event::{ConnId, Input, Reason, Target};
 use crate::io::liveness::pulse::Question;
 
@@ -38,6 +39,8 @@ pub enum Event {
         writer: mpsc::Sender<Message>,
         /// What lanes grow from; `None` on a connection that has ended already.
         secrets: Option<Secrets>,
+        /// For what carries packets beside it.
+        beside: Arc<Beside>,
     },
     /// Does the loop turn?
     Pulse(Question),
@@ -352,7 +355,9 @@ async fn serve(up: Up, connection: quinn::Connection, context: Context) {
     let Up { input, conn, mut send, mut recv } = up;
     let (writer, mut queue) = mpsc::channel::<Message>(WRITE_QUEUE);
     let secrets = secrets(&input, &connection, &context);
-    let event = Event::Up { input, conn, connection: connection.clone(), writer, secrets };
+    let beside = Arc::<Beside>::default();
+    let event =
+        Event::Up { input, conn, connection: connection.clone(), writer, secrets, beside: beside.clone() };
     if context.events.send(event).await.is_err() {
         return;
     }
@@ -387,7 +392,7 @@ async fn serve(up: Up, connection: quinn::Connection, context: Context) {
         }
         connection.closed().await;
     };
-    let watch = super::path::watch(conn, &connection, &context);
+    let watch = super::path::watch(conn, &connection, &beside, &context);
     tokio::select! {
         _ = connection.closed() => {}
         () = async { tokio::join!(write, read, watch); } => {}

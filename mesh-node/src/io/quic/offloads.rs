@@ -15,6 +15,7 @@ use super::trains::Trains;
 use crate::config::NodeConfig;
 use crate::config::offloads::{Offload, Offloads};
 use crate::io::lane::LaneWire;
+use crate::io::lane::socket::LaneSocket;
 use crate::io::liveness::beside::Receivers;
 
 /// Transport settings of this node's connections, over an underlay that carries UDP payloads up to `largest` bytes.
@@ -30,6 +31,8 @@ pub struct SocketOffloads {
     socket: Arc<dyn AsyncUdpSocket>,
     hearing: Arc<Hearing>,
     probes: Arc<Receivers>,
+    /// Where the socket carries them too.
+    lanes: Option<Arc<LaneSocket>>,
     wanted: Offloads,
 }
 
@@ -45,7 +48,7 @@ impl SocketOffloads {
         let hearing = Arc::new(Hearing::new(Some(same), None));
         let probes = Arc::<Receivers>::default();
         let trains = Trains { socket, hearing: hearing.clone(), probes: probes.clone() };
-        Ok(Self { socket: Arc::new(trains), hearing, probes, wanted })
+        Ok(Self { socket: Arc::new(trains), hearing, probes, lanes: None, wanted })
     }
 
     /// Of a socket that is set up, and read by others, who pass on what is quinn's.
@@ -54,7 +57,8 @@ impl SocketOffloads {
         let (socket, probes) = (wire.port.clone(), Arc::default());
         let trains = Trains { socket, hearing: wire.passed_on.clone(), probes };
         let (hearing, probes) = (wire.hearing.clone(), wire.probes.clone());
-        Self { socket: Arc::new(trains), hearing, probes, wanted }
+        let lanes = Some(wire.socket.clone());
+        Self { socket: Arc::new(trains), hearing, probes, lanes, wanted }
     }
 
     /// How the socket is read.
@@ -72,13 +76,14 @@ impl SocketOffloads {
         self.socket.clone()
     }
 
-    /// At present: quinn stops segmenting where a device turns out to be unable to.
+    /// At present: trains end where a device turns out to be unable to cut them.
     pub fn in_use(&self) -> Offloads {
-        let there = [
-            (Offload::Gso, self.socket.max_transmit_segments()),
-            (Offload::Gro, self.socket.max_receive_segments()),
-        ];
-        let used = there.into_iter().filter(|(offload, segments)| *segments > 1 && self.wanted.has(*offload));
+        let segments = match &self.lanes {
+            Some(lanes) => lanes.segments(),
+            None => self.socket.max_transmit_segments() > 1,
+        };
+        let there = [(Offload::Gso, segments), (Offload::Gro, self.socket.max_receive_segments() > 1)];
+        let used = there.into_iter().filter(|(offload, used)| *used && self.wanted.has(*offload));
         used.map(|(offload, _)| offload).collect()
     }
 }
