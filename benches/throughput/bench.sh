@@ -4,7 +4,7 @@
 #   bench.sh                  writes OUT/bench.json, prints the table
 #
 #   ROUNDS=3     rounds; each runs every peer once, so that a slow minute of the machine hits all
-#   PEERS="plain vxlan nebula wireguard mesh"   which peer-*.sh
+#   PEERS="plain vxlan nebula wireguard mesh mesh-datagram"   which peer-*.sh; the last is mesh in standard mode
 #   PROTOTYPE=B  a program B of the measured prototype: its rows beside the others
 #   TESTS="..."  which tests of measure.sh ("all" for every one)
 #   SECS=6       seconds of a TCP test
@@ -15,7 +15,7 @@ set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd)
 ROUNDS=${ROUNDS:-3}
-PEERS=${PEERS:-plain vxlan nebula wireguard mesh${PROTOTYPE:+ prototype}}
+PEERS=${PEERS:-plain vxlan nebula wireguard mesh mesh-datagram${PROTOTYPE:+ prototype}}
 TESTS=${TESTS:-slowping tcp1 tcp1r tcp4 tcp4r udp1200 udp64 rate1200 rate64 loadping sparsebulk sparseflood}
 SECS=${SECS:-6}
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
@@ -83,14 +83,15 @@ jq -n --slurpfile rows "$OUT/rows.json" --slurpfile raw "$OUT/measurements.jsonl
     nebula: $nebula, rounds: $rounds, rows: $rows[0], measurements: $raw}' >"$OUT/bench.json"
 
 echo
-echo "medians of $ROUNDS rounds; \"x nebula\": above 1 mesh is better, whichever way the figure counts"
+echo "medians of $ROUNDS rounds; \"x nebula\", \"x prototype\": above 1 mesh is better, whichever way the figure counts;"
+echo "\"datagram x nebula\": the same for mesh in standard mode"
 jq -r '
   def show: if . == null then "-" elif . >= 100 then (. | round | tostring) else (. * 100 | round / 100 | tostring) end;
   (.rows[0].median | keys_unsorted) as $have
-  | (["plain", "vxlan", "nebula", "wireguard", "prototype", "mesh"] | map(select(. as $p | $have | index($p)))) as $known
+  | (["plain", "vxlan", "nebula", "wireguard", "prototype", "mesh-datagram", "mesh"] | map(select(. as $p | $have | index($p)))) as $known
   | ($known + ($have - $known)) as $peers
-  | (["metric"] + $peers + ["x nebula"]),
-    (.rows[] | . as $row | [.metric] + ($peers | map($row.median[.] | show)) + [.against_nebula | show])
+  | (["metric"] + $peers + ["x nebula", "datagram x nebula", "x prototype"]),
+    (.rows[] | . as $row | [.metric] + ($peers | map($row.median[.] | show)) + [(.against_nebula, .datagram_against_nebula, .against_prototype) | show])
   | @tsv' "$OUT/bench.json" | column -t -s "$(printf '\t')"
 echo
 echo "all figures: $OUT/bench.json"

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# mesh-node on lanes; see peer-mesh.sh.
-MESH_TRANSPORT=lanes exec "$(dirname "$0")/peer-mesh.sh" "$@"
+# mesh-node in standard mode; see peer-mesh.sh.
+MESH_TRANSPORT=datagram exec "$(dirname "$0")/peer-mesh.sh" "$@"

@@ -34,6 +34,8 @@ map(.result.mem |= {rss_mb: (map(.rss_mb) | add)}) as $all
         spread: ($peers | map({ (.): (. as $p | $all | map(select(.peer == $p) | .result[$test][$field]? | numbers)
                    | if length == 0 then null else [min, max] end) }) | add) }
     | select(.median | any(.[]; . != null))
-    | .against_nebula = (if .median.mesh == null or .median.nebula == null or .median.mesh == 0 or .median.nebula == 0
-        then null elif $better == "more" then .median.mesh / .median.nebula
-        else .median.nebula / .median.mesh end) ]
+    | def ratio($of; $to): [.median[$of], .median[$to]] as [$a, $b]
+        | if ($a // 0) == 0 or ($b // 0) == 0 then null elif $better == "more" then $a / $b else $b / $a end;
+      .against_nebula = ratio("mesh"; "nebula")
+    | .datagram_against_nebula = ratio("mesh-datagram"; "nebula")
+    | .against_prototype = ratio("mesh"; "prototype") ]

@@ -346,7 +346,7 @@ fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
                 _ => Err("write \"report\" or \"insert\"".into()),
             })
             .unwrap_or(ForeignChains::Report),
-        transport: transport.unwrap_or(Transport::Datagram),
+        transport: transport.unwrap_or(Transport::Lanes),
         lane_packets: w.number(s, "lane_packets", 1000, LANE_PACKETS).unwrap_or(LANE_PACKETS),
         workers: 1,
         offloads,

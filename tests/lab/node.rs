@@ -126,11 +126,8 @@ impl Lab {
             at("node.sock"),
             host.extra
         );
-        // all tests once more, another way: MESH_LAB_TRANSPORT=lanes
-        if let Ok(transport) = std::env::var("MESH_LAB_TRANSPORT")
-            && !host.extra.contains("transport")
-        {
-            writeln!(text, "transport = \"{transport}\"")?;
+        if !host.extra.contains("transport") {
+            writeln!(text, "transport = \"{}\"", self.transport())?;
         }
         let seeds = match &host.seeds {
             Some(seeds) => seeds.clone(),
@@ -163,6 +160,11 @@ impl Lab {
             text.push_str(&offer.extra);
         }
         Ok(text)
+    }
+
+    /// How packets travel where a test does not say. All tests once more, the other way: MESH_LAB_TRANSPORT=datagram.
+    pub fn transport(&self) -> String {
+        std::env::var("MESH_LAB_TRANSPORT").unwrap_or_else(|_| "lanes".into())
     }
 
     /// Writes a host's node.toml from the plan.

@@ -271,7 +271,8 @@ fn what_own_unmapped_vms_had_sent_elsewhere_stays_there_after_the_resume_and_beg
     // what is still in progress leaves by this host now, and as a new flow: with its address
     lab.kill_node("ph1").unwrap();
     let told = finished(&lab, "second", "longest gap", Duration::from_secs(30));
-    assert!(lab.longest_gap("second").is_some_and(|gap| gap < 2000.0), "{told}");
+    // silent for as long as `patient` says, and a second
+    assert!(lab.longest_gap("second").is_some_and(|gap| gap < 3000.0), "{told}");
     let seen = wire.stop().unwrap();
     assert!(seen.lines.is_empty(), "private sources outside: {:?}", seen.lines.first());
 }

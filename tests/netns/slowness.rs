@@ -100,7 +100,7 @@ fn figures_of_a_transfer_are_of_that_transfer() {
     assert!(figure(&outbound["packets_per_call"]) > 4.0, "{status:#}");
     assert!(figure(&outbound["packets_per_batch"]) >= figure(&outbound["packets_per_call"]), "{status:#}");
     let peer = &found["peers"][0];
-    assert_eq!((&peer["peer"], &peer["transport"]), (&"ph2".into(), &"datagram".into()));
+    assert_eq!((&peer["peer"], &peer["transport"]), (&"ph2".into(), &lab.transport().into()));
     assert!(figure(&peer["datagrams"]) > 1000.0 && figure(&peer["datagrams_per_send"]) > 2.0, "{status:#}");
     assert!(figure(&peer["rtt_seconds"]) > 0.0 && figure(&peer["path_mtu_bytes"]) > 1000.0, "{status:#}");
     let names: Vec<&str> =

@@ -153,10 +153,10 @@ pub const KEYS: &[Key] = &[
         "node",
         "transport",
         "string",
-        r#""datagram""#,
         r#""lanes""#,
-        "How packets travel: \"datagram\" is QUIC DATAGRAM frames (RFC 9221); \"lanes\", the fast way, is packets of QUIC's \
-         shape with keys of their own, to peers that have \"lanes\" too.",
+        r#""datagram""#,
+        "How packets travel: \"lanes\", the fast way, is packets of QUIC's shape with keys of their own, to peers that have \
+         \"lanes\" too; \"datagram\", and the way to all others, is QUIC DATAGRAM frames (RFC 9221).",
     ),
     restart(
         "node",
