@@ -83,6 +83,22 @@ fn an_idle_path_that_shrinks_is_known_after_the_confirmation_and_the_search() {
 }
 
 #[test]
+fn an_idle_path_is_looked_at_once_a_second() {
+    let mut now = Instant::now();
+    let (mut watch, mut transport) = (PathWatch::new(CONFIRM, now), Transport::new(1432));
+    run(&mut watch, &mut transport, &mut now, Duration::from_secs(5));
+    let (end, mut looks) = (now + Duration::from_secs(60), 0);
+    while now < end {
+        looks += 1;
+        let todo = watch.look(transport.seen(), now);
+        todo.full.into_iter().for_each(|size| transport.send(size));
+        now = todo.next;
+    }
+    // and a few more for each check, of which there are twelve
+    assert!((60..=60 + 12 * 4).contains(&looks), "{looks}");
+}
+
+#[test]
 fn losses_raise_suspicion_at_the_next_look() {
     let mut now = Instant::now();
     let (mut watch, mut transport) = (PathWatch::new(CONFIRM, now), Transport::new(8932));
