@@ -1,6 +1,6 @@
 # make demo    the product shown at work: three hypervisors in network namespaces (root, about a minute)
 # make test    unit tests and the tests with the real daemon in namespaces (root)
-# make test-datagram   the latter all in standard mode, to which `make test` puts a few
+# make test-datagram   the tests with the real daemon, in standard mode; `make test` has some of them (CARRIED)
 # make check   format, lints, licences and bans
 # make lab     leave the demo's world running to play with; make lab-down removes it
 # make bench   benchmarks, see benches/README.md
@@ -30,7 +30,7 @@ lab-down: build
 	target/debug/mesh-lab down
 
 # What depends most on how packets travel: run in standard mode too.
-CARRIED := paths public mtu slowness
+CARRIED := paths public mtu slowness failover
 
 # The namespace tests have one lab at a time: they measure seconds, and two labs would slow each other.
 test: build
@@ -39,7 +39,6 @@ test: build
 	$(CARGO) test -p mesh-tests --locked --no-fail-fast -- --test-threads=1
 	MESH_LAB_TRANSPORT=datagram $(CARGO) test -p mesh-tests --locked --no-fail-fast $(CARRIED:%=--test netns_%) -- --test-threads=1
 
-# All tests in namespaces, in standard mode.
 test-datagram: build
 	@tests/deps.sh test
 	MESH_LAB_TRANSPORT=datagram $(CARGO) test -p mesh-tests --locked --no-fail-fast -- --test-threads=1

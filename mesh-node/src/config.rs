@@ -111,7 +111,7 @@ impl ProbeParams {
 pub enum OnStop {
     /// They go.
     Remove,
-    /// Unreachable routes stay until the next start.
+    /// What refuses stays until the next start.
     Block,
 }
 

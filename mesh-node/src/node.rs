@@ -119,7 +119,7 @@ pub async fn run(
             (quic, socket, Some(wire))
         }
     };
-    for (device, offload, text) in slowness::missing_of_socket(node.offloads, socket.in_use()) {
+    for (device, offload, text) in slowness::missing_of_socket(node.offloads, socket.had(), socket.in_use()) {
         tell(Notice::OffloadMissing { device, offload, text });
     }
 

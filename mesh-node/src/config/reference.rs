@@ -193,7 +193,7 @@ pub const KEYS: &[Key] = &[
         "string",
         r#""remove""#,
         r#""block""#,
-        "The routes at a polite stop: \"remove\" takes them out; \"block\" leaves unreachable routes until the next \
+        "The routes at a polite stop: \"remove\" takes them out; \"block\" leaves those that refuse until the next \
          start, so that nothing leaves by the gateway in between.",
     ),
     applied(

@@ -58,31 +58,40 @@ pub struct Facts {
     pub tuns: BTreeMap<NetworkIx, Offloads>,
     /// In use at the UDP socket.
     pub socket: Offloads,
+    /// The same at the start.
+    pub socket_had: Offloads,
     /// Batches that wait for the inbound thread, and how many may.
     pub inbound_queue: [u64; 2],
     /// Superpackets that a TUN may hold.
     pub tun_queue: u64,
 }
 
-/// Offloads of the UDP socket that are wanted or not, and not in use: device, name, text.
-pub fn missing_of_socket(wanted: Offloads, used: Offloads) -> Vec<(String, &'static str, String)> {
-    missing(SOCKET, wanted, used, false)
+/// Offloads of the UDP socket that are wanted or not, were in use at the start or not, and are not now: device, name, text.
+pub fn missing_of_socket(
+    wanted: Offloads,
+    had: Offloads,
+    used: Offloads,
+) -> Vec<(String, &'static str, String)> {
+    missing(SOCKET, wanted, had, used, false)
 }
 
 /// The same of a TUN.
 pub fn missing_of_tun(tun: &str, wanted: Offloads, used: Offloads) -> Vec<(String, &'static str, String)> {
-    missing(tun, wanted, used, true)
+    missing(tun, wanted, used, used, true)
 }
 
 fn missing(
     device: &str,
     wanted: Offloads,
+    had: Offloads,
     used: Offloads,
     of_tun: bool,
 ) -> Vec<(String, &'static str, String)> {
     let gone = Offload::ALL.into_iter().filter(|o| o.of_tun() == of_tun && !used.has(*o));
     gone.map(|offload| {
-        let why = if wanted.has(offload) {
+        let why = if had.has(offload) {
+            "a device has refused it: this holds for peers there, in standard mode for all".to_owned()
+        } else if wanted.has(offload) {
             format!("this kernel lacks it ({})", offload.since())
         } else {
             "`offloads` in the configuration leaves it out".to_owned()
@@ -95,7 +104,7 @@ fn missing(
 impl Control {
     /// Notes on offloads that are not in use.
     pub fn offload_notes(&self, facts: &Facts) -> Vec<String> {
-        let mut all = missing_of_socket(facts.wanted, facts.socket);
+        let mut all = missing_of_socket(facts.wanted, facts.socket_had, facts.socket);
         for network in &self.local.networks {
             // without an entry there is no device at present, which is told elsewhere
             if let Some(used) = facts.tuns.get(&network.ix) {

@@ -62,6 +62,7 @@ impl Sources {
             wanted: self.wanted,
             tuns,
             socket: self.socket.in_use(),
+            socket_had: self.socket.had(),
             inbound_queue: [self.inbound.waiting() as u64, QUEUED_BATCHES as u64],
             tun_queue: READ_QUEUE,
         }

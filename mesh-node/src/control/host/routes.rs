@@ -55,7 +55,7 @@ pub enum RouteKind {
 
 impl RouteKind {
     /// It is what is left when the way is gone.
-    pub fn refuses(&self) -> bool {
+    pub fn is_fallback(&self) -> bool {
         matches!(self, Self::Unreachable | Self::Throw)
     }
 }
@@ -77,7 +77,7 @@ pub type RouteKey = (u32, Prefix, u32);
 impl Route {
     /// The metric it is installed with.
     pub fn metric(&self) -> u32 {
-        if self.kind.refuses() { REFUSAL_METRIC } else { ROUTE_METRIC }
+        if self.kind.is_fallback() { REFUSAL_METRIC } else { ROUTE_METRIC }
     }
 
     /// What the kernel knows it by.

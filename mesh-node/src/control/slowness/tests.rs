@@ -85,8 +85,11 @@ fn an_offload_that_the_kernel_lacks_is_told_apart_from_one_left_out() {
     assert!(lacks[0].2.contains("this kernel lacks it (Linux 6.2"), "{lacks:?}");
     let left_out = missing_of_tun("mesh-default", without, without);
     assert!(left_out[0].2.contains("leaves it out"), "{left_out:?}");
-    assert!(missing_of_socket(Offloads::ALL, without).is_empty());
-    assert_eq!(missing_of_socket(Offloads::ALL, Offloads::default()).len(), 2);
+    assert!(missing_of_socket(Offloads::ALL, without, without).is_empty());
+    let none = Offloads::default();
+    assert_eq!(missing_of_socket(Offloads::ALL, none, none).len(), 2);
+    let refused = missing_of_socket(Offloads::ALL, Offloads::ALL, none);
+    assert!(refused[0].2.contains("a device has refused it"), "{refused:?}");
 }
 
 proptest! {

@@ -146,7 +146,8 @@ impl Kernel {
             // an error is the answer: it is what the packet would meet
             Err(rtnetlink::Error::NetlinkError(error)) => {
                 let word = match -error.raw_code() {
-                    libc::EHOSTUNREACH | libc::ENETUNREACH => "unreachable".to_owned(),
+                    libc::EHOSTUNREACH => "unreachable".to_owned(),
+                    libc::ENETUNREACH => "unreachable, or no route".to_owned(),
                     libc::EACCES => "prohibited".to_owned(),
                     libc::EINVAL => "dropped: a blackhole, or the reverse path filter".to_owned(),
                     libc::EXDEV => "dropped by the reverse path filter".to_owned(),

@@ -307,7 +307,7 @@ impl HostSync {
         }
         self.applied.routes = wanted.iter().cloned().collect();
         let (refusals, ways): (Vec<&Route>, Vec<&Route>) =
-            install.iter().partition(|route| route.kind.refuses());
+            install.iter().partition(|route| route.kind.is_fallback());
         for route in refusals {
             routes::install_route(&self.handle, route, links).await?;
         }

@@ -105,19 +105,17 @@ impl LaneCarrier {
         let Sending { lane, packer } = &mut *sending;
         let Some(current) = lane else { return Sent::default() };
         let mut patience = PATIENCE;
-        let (mut datagrams, mut calls) = (0, 0);
+        let (mut datagrams, mut calls, mut too_big) = (0, 0, 0);
         let mut packed = packer.pack(batch, &mut current.sealer, self.largest(), |train| {
-            let taken = self.socket.send(train, &self.to, &mut patience);
-            if taken == Taken::Yes {
-                let sent = train.bytes.len().div_ceil(train.datagram.max(1)) as u64;
-                datagrams += sent;
-                calls += if self.socket.cuts(&self.to) { 1 } else { sent };
-            }
-            taken
+            let handed = self.socket.send(train, &self.to, &mut patience);
+            datagrams += handed.datagrams;
+            calls += handed.calls;
+            too_big += u64::from(handed.taken == Taken::TooBig);
+            handed.taken
         });
         packed.sent.waited = PATIENCE.saturating_sub(patience);
         batch.keep_last(packed.left);
-        self.beside.sent(datagrams, calls, packed.sent.too_big);
+        self.beside.sent(datagrams, calls, too_big);
         let left = current.sealer.left();
         if !current.asked && left <= current.ask_at {
             current.asked = (self.half_used)(current.number);

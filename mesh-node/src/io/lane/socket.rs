@@ -54,6 +54,16 @@ pub struct Destination {
     uncut: Arc<AtomicUsize>,
 }
 
+impl Destination {
+    fn cut_no_more(&self) {
+        if self.segments.swap(false, Relaxed) {
+            self.uncut.fetch_add(1, Relaxed);
+            let text = format!("{}; the device towards {} refuses it", Offload::Gso.cost(), self.to);
+            tell(Notice::OffloadMissing { device: SOCKET.into(), offload: Offload::Gso.as_str(), text });
+        }
+    }
+}
+
 impl Drop for Destination {
     fn drop(&mut self) {
         if !*self.segments.get_mut() {
@@ -101,6 +111,51 @@ impl Default for Received {
         let buffers = (0..MESSAGES).map(|_| vec![0; MESSAGE]).collect();
         Self { buffers, meta: [RecvMeta::default(); MESSAGES], count: 0 }
     }
+}
+
+/// How a train went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handed {
+    /// What became of it.
+    pub taken: Taken,
+    /// Its datagrams that the socket has.
+    pub datagrams: u64,
+    /// Calls it took to hand them over.
+    pub calls: u64,
+    /// The kernel takes its datagrams, but not as a train.
+    pub uncut: bool,
+}
+
+/// Hands a train over with one `call`, or, where trains are not cut, with one a datagram.
+fn hand_over(train: Train<'_>, mut cut: bool, mut call: impl FnMut(&[u8]) -> Result<(), Errno>) -> Handed {
+    let mut handed = Handed { taken: Taken::Yes, datagrams: 0, calls: 0, uncut: false };
+    let datagram = train.datagram.max(1);
+    let mut rest = train.bytes;
+    while !rest.is_empty() {
+        let alone = rest.len().min(datagram);
+        let mut len = if cut { rest.len() } else { alone };
+        let mut taken = call(&rest[..len]);
+        if len > datagram && matches!(taken, Err(Errno::EINVAL | Errno::EIO)) {
+            // before Linux 6.14 it says so of datagrams that are too large as well: one alone tells
+            len = alone;
+            taken = call(&rest[..len]);
+            cut = taken.is_err();
+            handed.uncut = taken.is_ok();
+        }
+        handed.taken = match taken {
+            Ok(()) => Taken::Yes,
+            Err(Errno::EAGAIN | Errno::ENOBUFS) => Taken::Full,
+            Err(Errno::EMSGSIZE) => Taken::TooBig,
+            Err(_) => Taken::Gone,
+        };
+        if taken.is_err() {
+            break;
+        }
+        handed.datagrams += len.div_ceil(datagram) as u64;
+        handed.calls += 1;
+        rest = &rest[len..];
+    }
+    handed
 }
 
 impl LaneSocket {
@@ -153,32 +208,16 @@ impl LaneSocket {
     }
 
     /// Sends a train. Waits for room while `patience` lasts, which is what keeps a full socket from being fed.
-    pub fn send(&self, train: Train<'_>, to: &Destination, patience: &mut Duration) -> Taken {
-        let mut rest = train.bytes;
-        while !rest.is_empty() {
-            let part = if self.cuts(to) { rest } else { &rest[..rest.len().min(train.datagram)] };
-            let mut sent = part.len();
-            let mut taken = self.send_part(part, train.datagram, to, patience);
-            if part.len() > train.datagram && matches!(taken, Err(Errno::EINVAL | Errno::EIO)) {
-                // so the kernel refuses datagrams that are too large as well as a device that cannot cut: one alone tells
-                sent = train.datagram;
-                taken = self.send_part(&part[..sent], sent, to, patience);
-                if taken.is_ok() {
-                    self.cut_no_more(to);
-                }
-            }
-            match taken {
-                Ok(()) => rest = &rest[sent..],
-                Err(Errno::EAGAIN | Errno::ENOBUFS) => return Taken::Full,
-                Err(Errno::EMSGSIZE) => return Taken::TooBig,
-                Err(_) => return Taken::Gone,
-            }
+    pub fn send(&self, train: Train<'_>, to: &Destination, patience: &mut Duration) -> Handed {
+        let handed = hand_over(train, self.cuts(to), |part| self.call(part, train.datagram, to, patience));
+        if handed.uncut {
+            to.cut_no_more();
         }
-        Taken::Yes
+        handed
     }
 
     /// One call, again while there may be room in time.
-    fn send_part(
+    fn call(
         &self,
         bytes: &[u8],
         datagram: usize,
@@ -205,14 +244,6 @@ impl LaneSocket {
                 Err(Errno::EAGAIN) if self.wait_for_room(patience) => {}
                 Err(error) => return Err(error),
             }
-        }
-    }
-
-    fn cut_no_more(&self, to: &Destination) {
-        if to.segments.swap(false, Relaxed) {
-            self.uncut.fetch_add(1, Relaxed);
-            let text = format!("{}; the device towards {} refuses it", Offload::Gso.cost(), to.to);
-            tell(Notice::OffloadMissing { device: SOCKET.into(), offload: Offload::Gso.as_str(), text });
         }
     }
 
@@ -285,7 +316,7 @@ mod tests {
             let to = ours.destination(to, Some(from));
             let bytes = [7; 2500];
             let train = Train { bytes: &bytes, datagram: 1000 };
-            assert_eq!(ours.send(train, &to, &mut Duration::default()), Taken::Yes);
+            assert_eq!(ours.send(train, &to, &mut Duration::default()).taken, Taken::Yes);
             peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let (len, source) = peer.recv_from(&mut [0; 65_536]).unwrap();
             assert_eq!((len, source.ip()), (1000, from.to_canonical()));
@@ -302,7 +333,7 @@ mod tests {
         let bytes: Vec<u8> = (0..200u8).flat_map(|number| [number; 10]).collect();
         let train = Train { bytes: &bytes, datagram: 10 };
         for _ in 0..2 {
-            assert_eq!(ours.send(train, &to, &mut Duration::default()), Taken::Yes);
+            assert_eq!(ours.send(train, &to, &mut Duration::default()).taken, Taken::Yes);
             assert_eq!(received(&peer).concat(), bytes);
             assert!(!ours.segments());
         }
@@ -315,12 +346,31 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_that_no_path_carries_is_too_big_and_says_nothing_of_trains() {
-        let (ours, peer) = (open("127.0.0.1:0"), UdpSocket::bind("127.0.0.1:0").unwrap());
-        let to = ours.destination(peer.local_addr().unwrap(), None);
-        let bytes = vec![0; 65_535];
-        let train = Train { bytes: &bytes, datagram: 65_520 };
-        assert_eq!(ours.send(train, &to, &mut Duration::default()), Taken::TooBig);
-        assert!(ours.segments() && received(&peer).is_empty());
+    fn what_the_kernel_says_of_a_train_is_told_apart_by_one_datagram_alone() {
+        use Errno::{EAGAIN, EINVAL, EIO, EMSGSIZE};
+        let yes = Handed { taken: Taken::Yes, datagrams: 3, calls: 1, uncut: false };
+        let none = |taken| Handed { taken, datagrams: 0, calls: 0, uncut: false };
+        let one_by_one = Handed { calls: 3, uncut: true, ..yes };
+        for (of_train, of_one, expected) in [
+            (Ok(()), Ok(()), yes),
+            (Err(EIO), Ok(()), one_by_one),
+            (Err(EINVAL), Ok(()), one_by_one),
+            (Err(EINVAL), Err(EMSGSIZE), none(Taken::TooBig)),
+            (Err(EMSGSIZE), Ok(()), none(Taken::TooBig)),
+            // the address it was to leave by is gone
+            (Err(EINVAL), Err(EINVAL), none(Taken::Gone)),
+            (Err(EINVAL), Err(EAGAIN), none(Taken::Full)),
+            (Err(EAGAIN), Ok(()), none(Taken::Full)),
+        ] {
+            let train = Train { bytes: &[0; 25], datagram: 10 };
+            let handed = hand_over(train, true, |part| if part.len() > 10 { of_train } else { of_one });
+            assert_eq!(handed, expected, "{of_train:?}, then {of_one:?}");
+        }
+        let mut left = 2;
+        let handed = hand_over(Train { bytes: &[0; 25], datagram: 10 }, false, |_| {
+            left -= 1;
+            if left < 0 { Err(EAGAIN) } else { Ok(()) }
+        });
+        assert_eq!(handed, Handed { taken: Taken::Full, datagrams: 2, calls: 2, uncut: false });
     }
 }

@@ -34,6 +34,8 @@ pub struct SocketOffloads {
     /// Where the socket carries them too.
     lanes: Option<Arc<LaneSocket>>,
     wanted: Offloads,
+    /// What the kernel had at the start.
+    had: Offloads,
 }
 
 impl SocketOffloads {
@@ -48,7 +50,7 @@ impl SocketOffloads {
         let hearing = Arc::new(Hearing::new(Some(same), None));
         let probes = Arc::<Receivers>::default();
         let trains = Trains { socket, hearing: hearing.clone(), probes: probes.clone() };
-        Ok(Self { socket: Arc::new(trains), hearing, probes, lanes: None, wanted })
+        Ok(Self::of(Arc::new(trains), hearing, probes, None, wanted))
     }
 
     /// Of a socket that is set up, and read by others, who pass on what is quinn's.
@@ -57,8 +59,19 @@ impl SocketOffloads {
         let (socket, probes) = (wire.port.clone(), Arc::default());
         let trains = Trains { socket, hearing: wire.passed_on.clone(), probes };
         let (hearing, probes) = (wire.hearing.clone(), wire.probes.clone());
-        let lanes = Some(wire.socket.clone());
-        Self { socket: Arc::new(trains), hearing, probes, lanes, wanted }
+        Self::of(Arc::new(trains), hearing, probes, Some(wire.socket.clone()), wanted)
+    }
+
+    fn of(
+        socket: Arc<dyn AsyncUdpSocket>,
+        hearing: Arc<Hearing>,
+        probes: Arc<Receivers>,
+        lanes: Option<Arc<LaneSocket>>,
+        wanted: Offloads,
+    ) -> Self {
+        let had = Offloads::default();
+        let new = Self { socket, hearing, probes, lanes, wanted, had };
+        Self { had: new.in_use(), ..new }
     }
 
     /// How the socket is read.
@@ -76,12 +89,15 @@ impl SocketOffloads {
         self.socket.clone()
     }
 
-    /// At present: trains end where a device turns out to be unable to cut them.
+    /// At the start.
+    pub fn had(&self) -> Offloads {
+        self.had
+    }
+
+    /// At present, everywhere: where a device turns out to be unable to cut trains, lanes end them to that peer, quinn to all.
     pub fn in_use(&self) -> Offloads {
-        let segments = match &self.lanes {
-            Some(lanes) => lanes.segments(),
-            None => self.socket.max_transmit_segments() > 1,
-        };
+        let segments = self.socket.max_transmit_segments() > 1
+            && self.lanes.as_ref().is_none_or(|lanes| lanes.segments());
         let there = [(Offload::Gso, segments), (Offload::Gro, self.socket.max_receive_segments() > 1)];
         let used = there.into_iter().filter(|(offload, used)| *used && self.wanted.has(*offload));
         used.map(|(offload, _)| offload).collect()

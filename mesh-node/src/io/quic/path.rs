@@ -17,6 +17,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// Between a large frame and the small one that is to show its loss: in one train this host's own device would refuse both.
 const APART: Duration = Duration::from_millis(1);
 
+/// Between two looks, whatever happens.
+const CLOSEST: Duration = Duration::from_millis(10);
+
 /// What travels the same path beside the connection, for the watch to know of.
 #[derive(Debug, Default)]
 pub struct Beside {
@@ -37,7 +40,7 @@ impl Beside {
         self.calls.load(Relaxed)
     }
 
-    /// More datagrams have left, with so many calls; packets have not, since this host's own device does not take their size.
+    /// More datagrams have left, with so many calls; trains have not, since this host's own device does not take their size.
     pub fn sent(&self, datagrams: u64, calls: u64, too_big: u64) {
         self.datagrams.fetch_add(datagrams, Relaxed);
         self.calls.fetch_add(calls, Relaxed);
@@ -76,6 +79,8 @@ pub async fn watch(conn: ConnId, connection: &quinn::Connection, beside: &Beside
         if todo.small {
             let _ = send(0).await;
         }
+        // news come with each batch, and a look takes the connection's lock
+        tokio::time::sleep(CLOSEST).await;
         let _ = tokio::time::timeout_at(todo.next.into(), beside.news.notified()).await;
     }
 }
