@@ -23,6 +23,9 @@ use crate::tunnel::lane::{ID_LEN, LANE_BIT};
 /// Bytes the kernel may hold for us in each direction: a few milliseconds at line rate. More only adds delay under load.
 const SOCKET_BUFFER: usize = 2 << 20;
 
+/// What the key for connection IDs is derived by.
+const CONNECTION_ID: &[u8] = b"mesh connection id\0";
+
 /// How the socket is to be bound.
 #[derive(Debug, Clone, Copy)]
 pub struct Bind {
@@ -97,6 +100,26 @@ pub(super) fn bind_for_test(
     bind.on_socket(UdpSocket::bind(listen)?, credentials, transport)
 }
 
+/// The same on a socket that lanes share.
+#[cfg(test)]
+pub(super) fn shared_for_test(
+    socket: UdpSocket,
+    credentials: &Credentials,
+    transport: TransportConfig,
+) -> anyhow::Result<(Endpoint, SocketOffloads, LaneWire)> {
+    let bind = Bind { listen: socket.local_addr()?, offloads: Offloads::ALL, largest: 1480 };
+    let wire = LaneWire::new(socket, bind.offloads)?;
+    let offloads = SocketOffloads::shared(&wire, bind.offloads);
+    Ok((bind.endpoint(&offloads, credentials, transport)?, offloads, wire))
+}
+
+/// An ID that a node with these credentials takes for one of its own.
+#[cfg(test)]
+pub(super) fn id_for_test(credentials: &Credentials) -> [u8; ID_LEN] {
+    let id = Ids { key: derived(credentials, CONNECTION_ID) }.generate_cid();
+    std::array::from_fn(|at| id[at])
+}
+
 /// Whoever dials us from now on is shown these credentials; the answer is for whoever dials, since each clone of an endpoint
 /// has its own. Connections that are up go on with the former ones.
 pub fn renew(
@@ -153,19 +176,20 @@ fn buffers(socket: &UdpSocket, receive: usize, send: usize) {
 /// Keys for stateless resets and connection IDs come from the node's key, so that a restarted node's reset is understood
 /// by peers that still hold a connection to the run before (RFC 9000 section 10.3).
 fn endpoint_config(credentials: &Credentials) -> anyhow::Result<EndpointConfig> {
-    let derive = |label: &[u8]| {
-        let mut seed = label.to_vec();
-        seed.extend_from_slice(credentials.key.secret_der());
-        digest::digest(&digest::SHA256, &seed)
-    };
-    let reset = hmac::Key::new(hmac::HMAC_SHA256, derive(b"mesh stateless reset\0").as_ref());
-    let cid = hmac::Key::new(hmac::HMAC_SHA256, derive(b"mesh connection id\0").as_ref());
+    let reset = derived(credentials, b"mesh stateless reset\0");
+    let cid = derived(credentials, CONNECTION_ID);
     let mut config = EndpointConfig::new(Arc::new(reset));
     config.cid_generator(move || Box::new(Ids { key: cid.clone() }));
     let mut seed = [0; 32];
     rand::rng().fill_bytes(&mut seed);
     config.rng_seed(Some(seed));
     Ok(config)
+}
+
+fn derived(credentials: &Credentials, label: &[u8]) -> hmac::Key {
+    let mut seed = label.to_vec();
+    seed.extend_from_slice(credentials.key.secret_der());
+    hmac::Key::new(hmac::HMAC_SHA256, digest::digest(&digest::SHA256, &seed).as_ref())
 }
 
 /// quinn's connection IDs: never one of a lane (`tunnel::lane::LANE_BIT` is clear), and known again by a check that only this

@@ -13,4 +13,4 @@ pub mod tls;
 pub mod trains;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

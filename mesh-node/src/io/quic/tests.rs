@@ -13,11 +13,15 @@ use rustls_pki_types::pem::PemObject;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connection::{Context, Dial, Door, Event, dial};
+use super::exporter::Secrets;
+use super::offloads::SocketOffloads;
 use super::tls::Credentials;
 use super::{datagram, endpoint};
 use crate::control::event::{Input, Reason, Target};
 
+mod keys;
 mod probes;
+pub(crate) mod shared;
 
 const DAY: i64 = 86_400;
 
@@ -72,11 +76,17 @@ impl<'a> Spec<'a> {
     }
 
     fn start(&self) -> Node {
-        let keepalive = Duration::from_secs(1);
+        self.start_with(self.credentials())
+    }
+
+    fn start_with(&self, credentials: Credentials) -> Node {
         let listen: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let credentials = self.credentials();
-        let transport = datagram::transport_config(keepalive);
+        let transport = datagram::transport_config(Duration::from_secs(1));
         let (quic, socket) = endpoint::bind_for_test(listen, &credentials, transport).unwrap();
+        self.start_on(credentials, quic, socket)
+    }
+
+    fn start_on(&self, credentials: Credentials, quic: quinn::Endpoint, socket: SocketOffloads) -> Node {
         let (events_tx, events) = mpsc::channel(64);
         let certificate = credentials.leaf().unwrap();
         let context = Context {
@@ -98,9 +108,15 @@ impl<'a> Spec<'a> {
     }
 }
 
+/// The same key and certificate again: after a restart, or in a clone.
+fn copy(credentials: &Credentials) -> Credentials {
+    let Credentials { chain, key, roots } = credentials;
+    Credentials { chain: chain.clone(), key: key.clone_key(), roots: roots.clone() }
+}
+
 struct Node {
     quic: quinn::Endpoint,
-    socket: super::offloads::SocketOffloads,
+    socket: SocketOffloads,
     credentials: Credentials,
     context: Context,
     events: mpsc::Receiver<Event>,
@@ -126,6 +142,15 @@ impl Node {
 
     async fn event(&mut self) -> Event {
         tokio::time::timeout(Duration::from_secs(10), self.events.recv()).await.unwrap().unwrap()
+    }
+
+    /// The next tunnel that is up.
+    async fn up(&mut self) -> (quinn::Connection, Secrets) {
+        loop {
+            if let Event::Up { connection, secrets, .. } = self.event().await {
+                return (connection, secrets.unwrap());
+            }
+        }
     }
 
     /// The next event that is a refusal.
