@@ -31,8 +31,14 @@ use tokio::sync::mpsc;
 
 #[path = "packet_path/counts.rs"]
 mod counts;
+#[path = "packet_path/hostile.rs"]
+mod hostile;
 #[path = "packet_path/lanes.rs"]
 mod lanes;
+#[path = "packet_path/modes.rs"]
+mod modes;
+#[path = "packet_path/underlay.rs"]
+mod underlay;
 
 /// Each node has one other, and that is its peer 0.
 const PEER: PeerIx = PeerIx(0);
@@ -52,6 +58,7 @@ struct Node {
     loops: PacketLoops,
     connection: quinn::Connection,
     tunnel: Arc<Tunnel>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
 }
 
 fn standard(connection: &quinn::Connection) -> Arc<dyn Carrier> {
@@ -67,9 +74,14 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
+        Self::by(|b| b)
+    }
+
+    /// Where A sends what is for B's address.
+    fn by(way: impl FnOnce(SocketAddr) -> SocketAddr) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (endpoints, [a, b]) = runtime.block_on(connect());
+        let (endpoints, [a, b]) = runtime.block_on(connect(way));
         let a = Node::new(&runtime, a, (NETWORK_A, spec(1, 2)), NETWORK_B, standard);
         let b = Node::new(&runtime, b, (NETWORK_B, spec(2, 1)), NETWORK_A, standard);
         Self { a, b, _endpoints: endpoints, runtime }
@@ -100,11 +112,12 @@ impl Node {
         }));
         let (wanted_sender, wanted) = mpsc::channel(4);
         let mut loops =
-            PacketLoops::start(snapshot, counters.clone(), wanted_sender, mpsc::channel(1).0).unwrap();
+            PacketLoops::start(snapshot.clone(), counters.clone(), wanted_sender, mpsc::channel(1).0)
+                .unwrap();
         loops.add_network(network, tun).unwrap();
         let (inbound, reader) = (loops.inbound(), tunnel.clone());
         runtime.spawn(read_datagrams(connection.clone(), reader, inbound, Aside::default()));
-        Self { vm, counters, peer, network, wanted, loops, connection, tunnel }
+        Self { vm, counters, peer, network, wanted, loops, connection, tunnel, snapshot }
     }
 
     fn send(&self, packet: &[u8]) {
@@ -142,7 +155,9 @@ impl Node {
 }
 
 /// A mesh connection without its identity: certificates are not what is tested here.
-async fn connect() -> ([quinn::Endpoint; 2], [quinn::Connection; 2]) {
+async fn connect(
+    way: impl FnOnce(SocketAddr) -> SocketAddr,
+) -> ([quinn::Endpoint; 2], [quinn::Connection; 2]) {
     let key = rcgen::generate_simple_self_signed(vec!["node.test.mesh".to_owned()]).unwrap();
     let certificate = key.cert.der().clone();
     let private = rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
@@ -158,7 +173,7 @@ async fn connect() -> ([quinn::Endpoint; 2], [quinn::Connection; 2]) {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let b = quinn::Endpoint::server(server, any).unwrap();
     let a = quinn::Endpoint::client(any).unwrap();
-    let dial = a.connect_with(client, b.local_addr().unwrap(), "node.test.mesh").unwrap();
+    let dial = a.connect_with(client, way(b.local_addr().unwrap()), "node.test.mesh").unwrap();
     let accept = async { b.accept().await.unwrap().await };
     let (at_a, at_b) = tokio::join!(dial, accept);
     ([a, b], [at_a.unwrap(), at_b.unwrap()])

@@ -1,9 +1,12 @@
-//! The same path over lanes: the same packets in give the same packets out as in standard mode, and what is not the peer's own,
-//! or not for the first time, is refused, counted, and answered by nothing.
+//! The same path over lanes: what is not the peer's own, or not for the first time, is refused, counted, and answered by nothing,
+//! and a lane that is spent protects nothing more.
 
 use std::net::UdpSocket;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use super::underlay::Underlay;
+use super::*;
 use mesh_node::config::offloads::Offloads;
 use mesh_node::forward::counters::LaneCount;
 use mesh_node::io::lane::LaneWire;
@@ -11,48 +14,61 @@ use mesh_node::io::lane::carrier::LaneCarrier;
 use mesh_node::io::lane::table::LaneEnd;
 use mesh_node::tunnel::lane::keys::{Cipher, Lane, Ratchet, Side};
 use mesh_node::tunnel::lane::seal::Sealer;
-use mesh_node::tunnel::lane::{HEADER, TAG};
-use proptest::prelude::*;
+use mesh_node::tunnel::lane::{HEADER, LaneId, TAG};
 
-use super::*;
+/// What both have in common, and nobody else.
+pub(super) const SECRET: [u8; 32] = [3; 32];
 
 /// A pair with lanes, and the next lane's ends for a test to use by itself.
-struct OnLanes {
-    pair: Pair,
-    wires: [LaneWire; 2],
+pub(super) struct OnLanes {
+    pub(super) pair: Pair,
+    pub(super) wires: [LaneWire; 2],
     carrier_a: Arc<LaneCarrier>,
-    /// Lanes of A that were told to be half used.
-    asked: Arc<Mutex<Vec<u32>>>,
+    asked: Arc<Asked>,
     /// Sends to B as A does, on a lane of its own.
     next_of_a: Sealer,
 }
 
+/// Who is told that a lane is half used.
+#[derive(Default)]
+struct Asked {
+    lanes: Mutex<Vec<u32>>,
+    /// It has no room for that, and is to be asked again.
+    busy: AtomicBool,
+}
+
 impl OnLanes {
-    fn new(limit: u64) -> Self {
+    pub(super) fn new(limit: u64) -> Self {
+        Self::by(limit, |b| b)
+    }
+
+    /// Of so many packets a lane; `way`: where A sends what is for B's address.
+    pub(super) fn by(limit: u64, way: impl FnOnce(SocketAddr) -> SocketAddr) -> Self {
         let mut ratchets =
-            [Side::Client, Side::Server].map(|side| Ratchet::new(&[3; 32], b"", Cipher::Aes128Gcm, side));
+            [Side::Client, Side::Server].map(|side| Ratchet::new(&SECRET, b"", Cipher::Aes128Gcm, side));
         let [lane_a, lane_b] = ratchets.each_mut().map(Ratchet::next_lane);
         let [next_a, next_b] = ratchets.each_mut().map(Ratchet::next_lane);
         let wires =
             [(); 2].map(|()| LaneWire::new(UdpSocket::bind("127.0.0.1:0").unwrap(), Offloads::ALL).unwrap());
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let asked = Arc::<Asked>::default();
+        let [to_a, to_b] = wires.each_ref().map(|wire| wire.socket.local_addr().unwrap());
+        let to = [way(to_b), to_a];
         let mut carriers = Vec::new();
 
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (endpoints, connections) = runtime.block_on(connect());
+        let (endpoints, connections) = runtime.block_on(connect(|b| b));
         let own = [(NETWORK_A, spec(1, 2), NETWORK_B), (NETWORK_B, spec(2, 1), NETWORK_A)];
         let mut nodes = Vec::new();
         for (at, (connection, (network, spec, theirs))) in connections.into_iter().zip(own).enumerate() {
-            let to = wires[1 - at].socket.local_addr().unwrap();
             let asked = asked.clone();
             let half_used = Box::new(move |lane| {
-                asked.lock().unwrap().push(lane);
-                true
+                asked.lanes.lock().unwrap().push(lane);
+                !asked.busy.load(Relaxed)
             });
             let socket = wires[at].socket.clone();
-            let carrier =
-                Arc::new(LaneCarrier::new(socket, to, None, connection.clone(), Arc::default(), half_used));
+            let (to, beside) = (to[at], Arc::default());
+            let carrier = Arc::new(LaneCarrier::new(socket, to, None, connection.clone(), beside, half_used));
             carriers.push(carrier.clone());
             nodes.push(Node::new(&runtime, connection, (network, spec), theirs, |_| carrier));
         }
@@ -78,14 +94,14 @@ impl OnLanes {
         Self { pair, wires, carrier_a, asked, next_of_a }
     }
 
-    fn sealed(&mut self, payload: &[u8]) -> Vec<u8> {
+    pub(super) fn sealed(&mut self, payload: &[u8]) -> Vec<u8> {
         let mut datagram = [&[0; HEADER][..], payload, &[0; TAG]].concat();
         self.next_of_a.seal(&mut datagram).unwrap();
         datagram
     }
 }
 
-fn soon(mut condition: impl FnMut() -> bool) -> bool {
+pub(super) fn soon(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = std::time::Instant::now() + PATIENCE;
     while !condition() {
         if std::time::Instant::now() > deadline {
@@ -96,92 +112,55 @@ fn soon(mut condition: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// One packet from A's VM, of UDP or TCP, or a superpacket of it, cut into segments of some size.
-#[derive(Debug, Clone)]
-enum Sent {
-    Udp { v6: bool, len: usize },
-    Tcp { v6: bool, len: usize, size: u16 },
-}
-
-fn any_sent() -> impl Strategy<Value = Sent> {
-    prop_oneof![
-        (any::<bool>(), 1usize..1000).prop_map(|(v6, len)| Sent::Udp { v6, len }),
-        (any::<bool>(), 2000usize..30_000, 200u16..1000).prop_map(|(v6, len, size)| Sent::Tcp {
-            v6,
-            len,
-            size
-        }),
-    ]
-}
-
-/// Datagrams of UDP, with their headers; of TCP the bytes in order, however they were cut, by family.
-type Arrived = (Vec<(bool, Vec<u8>)>, [Vec<u8>; 2]);
-
-fn through(pair: &Pair, packets: &[Sent]) -> Arrived {
-    let (mut datagrams, mut streams) = (Vec::new(), [Vec::new(), Vec::new()]);
-    let addresses = |v6: bool| match v6 {
-        false => ["192.168.100.10", "10.77.1.10", "10.77.2.20", "192.168.100.20"].map(address),
-        true => ["fd64::10", "fd77:1::10", "fd77:2::20", "fd64::20"].map(address),
-    };
-    for (number, sent) in packets.iter().enumerate() {
-        let byte = |at: usize| (at * 7 + number) as u8;
-        match *sent {
-            Sent::Udp { v6, len } => {
-                let [vm, _, to, _] = addresses(v6);
-                pair.a.send(&udp(vm, to, &(0..len).map(byte).collect::<Vec<_>>()));
-            }
-            Sent::Tcp { v6, len, size } => {
-                let [vm, _, to, _] = addresses(v6);
-                let (header, packet) = tcp_superpacket(vm, to, &(0..len).map(byte).collect::<Vec<_>>(), size);
-                pair.a.send_with(header, &packet);
-            }
-        }
-        let (v6, len, tcp) = match *sent {
-            Sent::Udp { v6, len } => (v6, len, false),
-            Sent::Tcp { v6, len, .. } => (v6, len, true),
-        };
-        let [_, from, _, vm] = addresses(v6);
-        let mut got = 0;
-        while got < len {
-            let segment = check(&pair.b.receive(), from, vm);
-            if tcp {
-                let sequence = u32::from_be_bytes(segment[4..8].try_into().unwrap());
-                assert_eq!(sequence as usize, 100 + got, "in order");
-                streams[usize::from(v6)].extend_from_slice(&segment[20..]);
-                got += segment.len() - 20;
-            } else {
-                datagrams.push((v6, segment.clone()));
-                got += segment.len() - 8;
-            }
-        }
-    }
-    (datagrams, streams)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
-    #[test]
-    fn the_same_packets_come_out_as_in_standard_mode(packets in prop::collection::vec(any_sent(), 1..40)) {
-        let (lanes, standard) = (OnLanes::new(u64::MAX), Pair::new());
-        prop_assert_eq!(through(&lanes.pair, &packets), through(&standard, &packets));
-        prop_assert_eq!(lanes.pair.a.connection.stats().frame_tx.datagram, 0, "all of them on the lane");
-        prop_assert_eq!(lanes.pair.b.peer.read_lane(), LaneCount::default());
-    }
-}
-
 #[test]
 fn a_lane_that_is_spent_gives_way_to_standard_mode_and_no_packet_is_lost() {
     let lanes = OnLanes::new(10);
-    let asked = lanes.asked.clone();
     for number in 0..40u8 {
         lanes.pair.a.send(&udp(address("192.168.100.10"), address("10.77.2.20"), &[number]));
         let segment = check(&lanes.pair.b.receive(), address("10.77.1.10"), address("192.168.100.20"));
         assert_eq!(segment[8..], [number]);
     }
-    assert_eq!(*asked.lock().unwrap(), [0], "the next one was asked for, once");
+    assert_eq!(*lanes.asked.lanes.lock().unwrap(), [0], "the next one was asked for, once");
     assert_eq!(lanes.carrier_a.left(), None);
     let sent = lanes.pair.a.connection.stats().frame_tx.datagram;
     assert!((30..=32).contains(&sent), "{sent} went in standard mode");
+}
+
+#[test]
+fn a_lane_that_is_spent_seals_nothing_more_and_none_of_its_packets_was_readable() {
+    const LIMIT: u64 = 10;
+    let marked = [0x5a; 200];
+    // with somebody who makes the next lane, and with one who has no time to hear that it is needed
+    for busy in [false, true] {
+        let underlay = Underlay::new();
+        let lanes = OnLanes::by(LIMIT, |b| underlay.before(b));
+        lanes.asked.busy.store(busy, Relaxed);
+        let through = |count: usize| {
+            for _ in 0..count {
+                lanes.pair.a.send(&udp(address("192.168.100.10"), address("10.77.2.20"), &marked));
+                let segment =
+                    check(&lanes.pair.b.receive(), address("10.77.1.10"), address("192.168.100.20"));
+                assert_eq!(segment[8..], marked);
+            }
+            underlay.take()[0].clone()
+        };
+        let seen = through(40);
+        assert!((2..=LIMIT as usize).contains(&seen.len()), "{} packets", seen.len());
+        assert!(seen.iter().all(|packet| LaneId::claimed(packet).is_some()));
+        assert!(!seen.iter().any(|packet| packet.windows(8).any(|bytes| bytes == &marked[..8])), "plaintext");
+        let mut different = seen.clone();
+        different.sort();
+        different.dedup();
+        assert_eq!(different.len(), seen.len());
+        let asked = lanes.asked.lanes.lock().unwrap().len();
+        assert!(if busy { asked > 1 } else { asked == 1 }, "asked {asked} times");
+        assert_eq!(through(40).len(), 0, "it is still spent");
+        // the next one is there
+        lanes.carrier_a.change(1, lanes.next_of_a.limited(LIMIT));
+        let next = through(40);
+        assert!((2..=LIMIT as usize).contains(&next.len()), "{} packets", next.len());
+        assert!(next.iter().all(|packet| LaneId::claimed(packet) != LaneId::claimed(&seen[0])));
+    }
 }
 
 #[test]
@@ -214,31 +193,4 @@ fn what_is_forged_copied_or_of_no_lane_is_counted_and_answered_by_nothing() {
     b.send(&udp(address("192.168.100.20"), address("10.77.1.10"), b"answer"));
     check(&lanes.pair.a.receive(), address("10.77.2.20"), address("192.168.100.10"));
     assert_eq!(stranger.recv(&mut [0; 2000]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-}
-
-#[test]
-fn a_hostile_member_s_packets_are_dropped_for_the_right_reason() {
-    let good = udp(address("10.77.1.10"), address("10.77.2.20"), b"x");
-    let whole = |frame: Bytes| [&[0x30][..], &frame].concat();
-    let stolen = udp(address("10.77.3.10"), address("10.77.2.20"), b"x");
-    for (payload, reason) in [
-        (whole(frame(NETWORK_A, 0, &good)), DropReason::UnknownNetwork),
-        (whole(frame(NetworkIx(200), 0, &good)), DropReason::UnknownNetwork),
-        (whole(frame(NETWORK_B, 4, &good)), DropReason::BadFrame),
-        (whole(frame(NETWORK_B, 0, &stolen)), DropReason::SourceNotOwned),
-        (whole(frame(NETWORK_B, 0, &good[..10])), DropReason::Malformed),
-        (whole(Bytes::new()), DropReason::BadFrame),
-        // a length beyond the packet's end, and a frame that lanes do not have
-        ([&[0x31, 0x7f, 0xff][..], &frame(NETWORK_B, 0, &good)].concat(), DropReason::BadFrame),
-        (vec![0x02, 0, 0, 0, 0], DropReason::BadFrame),
-    ] {
-        let mut lanes = OnLanes::new(u64::MAX);
-        let packet = lanes.sealed(&payload);
-        let to = lanes.wires[1].socket.local_addr().unwrap();
-        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&packet, to).unwrap();
-        lanes.pair.b.dropped_one(Direction::Inbound, reason);
-        // the way is open after it
-        lanes.pair.a.send(&udp(address("192.168.100.10"), address("10.77.2.20"), b"y"));
-        check(&lanes.pair.b.receive(), address("10.77.1.10"), address("192.168.100.20"));
-    }
 }

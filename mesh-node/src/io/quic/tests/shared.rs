@@ -1,10 +1,14 @@
 //! Nodes whose socket lanes and QUIC share, with the thread that reads it: what is answered, and what is not.
 
+use std::io::IoSliceMut;
 use std::net::UdpSocket;
 
+use quinn::AsyncUdpSocket as _;
+use quinn::udp::RecvMeta;
 use tokio::runtime::Runtime;
 
 use super::*;
+use crate::config::offloads::Offloads;
 use crate::forward::counters::Counters;
 use crate::io::lane::LaneWire;
 use crate::io::quic::exporter::LaneSecret;
@@ -29,11 +33,17 @@ impl Spec<'_> {
         let transport = datagram::transport_config(keepalive);
         let (quic, offloads, wire) = endpoint::shared_for_test(socket, &credentials, transport).unwrap();
         let counters = Arc::<Counters>::default();
-        let (wanted, moved) = (mpsc::channel(1).0, mpsc::channel(1).0);
-        let mut loops = PacketLoops::start(Arc::default(), counters.clone(), wanted, moved).unwrap();
-        loops.receive_lanes(wire.clone()).unwrap();
+        let loops = reading(&wire, counters.clone());
         OnLanes { node: self.start_on(credentials, quic, offloads), wire, counters, _loops: loops }
     }
+}
+
+/// The thread that reads the socket.
+fn reading(wire: &LaneWire, counters: Arc<Counters>) -> PacketLoops {
+    let (wanted, moved) = (mpsc::channel(1).0, mpsc::channel(1).0);
+    let mut loops = PacketLoops::start(Arc::default(), counters, wanted, moved).unwrap();
+    loops.receive_lanes(wire.clone()).unwrap();
+    loops
 }
 
 fn loopback() -> UdpSocket {
@@ -147,6 +157,26 @@ async fn neither_unknown_lanes_nor_ids_that_are_none_of_ours_are_answered() {
     a.dial(to, Some("ph2"));
     a.up().await;
     b.node.up().await;
+}
+
+#[tokio::test]
+async fn what_may_be_a_stateless_reset_reaches_quinn_though_it_looks_like_a_lane_s_packet() {
+    let wire = LaneWire::new(loopback(), Offloads::ALL).unwrap();
+    let to = wire.socket.local_addr().unwrap();
+    let _loops = reading(&wire, Arc::default());
+    let stranger = Stranger::new();
+    for first in [0x40, 0x7f] {
+        let reset = short_header(first, &[0xff; ID_LEN], 43);
+        assert!(LaneId::claimed(&reset).is_some());
+        stranger.send(&reset, to);
+        let mut buffer = [0; 2000];
+        let mut meta = [RecvMeta::default()];
+        let received = std::future::poll_fn(|cx| {
+            wire.port.poll_recv(cx, &mut [IoSliceMut::new(&mut buffer)], &mut meta)
+        });
+        tokio::time::timeout(Duration::from_secs(5), received).await.unwrap().unwrap();
+        assert_eq!(buffer[..meta[0].len], reset);
+    }
 }
 
 #[test]
