@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use mesh_node::config::offloads::Offloads;
 use mesh_node::forward::DropReason;
 use mesh_node::forward::counters::{Counters, Direction, PeerCounters};
 use mesh_node::forward::fib::{Fib, NetworkIx, NetworkSpec, PeerIx};
@@ -99,7 +100,7 @@ impl Node {
         let (network, spec) = own;
         let (vm, device) = UnixDatagram::pair().unwrap();
         vm.set_read_timeout(Some(PATIENCE)).unwrap();
-        let tun = Arc::new(Tun::from_fd(device.into(), "fake").unwrap());
+        let tun = Arc::new(Tun::from_fd(device.into(), "fake").unwrap().with_offloads(Offloads::ALL));
         let mut handles = vec![None; 8];
         handles[usize::from(network.0)] = Some(theirs.0);
         let counters = Arc::new(Counters::default());

@@ -236,6 +236,33 @@ fn lengths_and_offsets_that_lie_within_an_inner_packet_are_malformed_or_change_n
     }
 }
 
+#[test]
+fn segments_whose_header_length_lies_are_not_joined_though_their_numbers_go_on() {
+    for (v6, offset) in [false, true].into_iter().flat_map(|v6| (0..16u8).map(move |offset| (v6, offset))) {
+        let mut lanes = OnLanes::new(u64::MAX);
+        let taker = Taker::new(&lanes.pair.b.vm);
+        let ip = if v6 { 40 } else { 20 };
+        // as who believes the length counts their payload
+        let payload = 120u32.saturating_sub(u32::from(offset) * 4);
+        let segments = [0, 1, 2].map(|number| {
+            let mut packet = tcp(v6, number * payload, &[7; 100]);
+            packet[ip + 12] = offset << 4;
+            packet
+        });
+        let frames = segments.each_ref().map(|packet| frame(NETWORK_B, 1, packet));
+        lanes.throw(&shared(frames.iter().map(|frame| &frame[..])));
+        assert_eq!(lanes.judged(3), [].into());
+        let joined = (5..=15).contains(&offset);
+        let count = if joined { 1 } else { 3 };
+        assert!(soon(|| taker.taken().len() == count), "{offset}: {} of {count}", taker.taken().len());
+        if !joined {
+            for (written, sent) in taker.taken().iter().zip(&segments) {
+                assert_eq!(fixed(&written[VNET_HEADER..]), fixed(sent), "{offset}");
+            }
+        }
+    }
+}
+
 /// Without the fields that are written on the way: destination and checksums, which of a TCP header and a UDP header lie apart.
 fn fixed(packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();

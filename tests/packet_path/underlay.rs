@@ -82,9 +82,9 @@ impl Underlay {
         *self.state.fates.lock().unwrap() = fates;
     }
 
-    /// Of A, what has come to B and what has not, since the last time.
-    pub(super) fn take(&self) -> [Vec<Vec<u8>>; 2] {
-        [&self.state.passed, &self.state.lost].map(|of| std::mem::take(&mut *of.lock().unwrap()))
+    /// Of A, what has come to B and what has not.
+    pub(super) fn seen(&self) -> [Vec<Vec<u8>>; 2] {
+        [&self.state.passed, &self.state.lost].map(|of| of.lock().unwrap().clone())
     }
 }
 

@@ -110,6 +110,11 @@ impl Tun {
         Ok(Self { file, wake, name: name.to_owned(), index: 0, offloads: Offloads::default() })
     }
 
+    /// The same as if the kernel had these offloads for it.
+    pub fn with_offloads(self, offloads: Offloads) -> Self {
+        Self { offloads, ..self }
+    }
+
     /// Reads one packet with its header before it. [`Wait::No`] costs one syscall.
     pub fn read(&self, buffer: &mut [u8], wait: Wait) -> io::Result<Read> {
         if let Some(n) = sys::read_now(&self.file, buffer)? {
