@@ -2,15 +2,17 @@
 # make test    unit tests and the tests with the real daemon in namespaces (root)
 # make test-datagram   the tests with the real daemon, in standard mode; `make test` has some of them (CARRIED)
 # make check   format, lints, licences and bans
+# make fuzz    each fuzz target for SECS seconds, 60 by default (nightly toolchain); TARGETS picks some
 # make lab     leave the demo's world running to play with; make lab-down removes it
 # make bench   benchmarks, see benches/README.md
 # make bench-egress   how long the Internet is away when an egress node fails (root, an hour; RUNS=10 for less)
 
 CARGO ?= cargo
 DENY_VERSION := 0.20.2
+FUZZ_VERSION := 0.13.2
 ADVISORIES = $${CARGO_HOME:-$$HOME/.cargo}/advisory-dbs
 
-.PHONY: all build demo test test-datagram check deny lab lab-down bench bench-egress deps
+.PHONY: all build demo test test-datagram check deny fuzz lab lab-down bench bench-egress deps
 
 all: build
 
@@ -59,6 +61,20 @@ deny:
 	else \
 		echo "advisories skipped: no advisory database here, and it cannot be fetched"; \
 	fi
+
+# The targets are a workspace of their own, built with the daemon's own dependencies.
+SECS ?= 60
+TARGETS ?= $$(cargo +nightly fuzz list --fuzz-dir tests/fuzz)
+fuzz:
+	@cargo +nightly --version >/dev/null 2>&1 || \
+		{ echo "make fuzz needs a nightly toolchain: rustup toolchain install nightly --profile minimal"; exit 1; }
+	@cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked --version $(FUZZ_VERSION)
+	@cp Cargo.lock tests/fuzz/Cargo.lock
+	@for target in $(TARGETS); do \
+		echo "$$target: $(SECS) s"; \
+		cargo +nightly fuzz run --fuzz-dir tests/fuzz "$$target" -- \
+			-max_total_time=$(SECS) -max_len=4096 -timeout=10 -verbosity=0 -print_final_stats=1 || exit 1; \
+	done
 
 # One table with ratios, and target/bench/bench.json; `cargo bench` runs the microbenches alone.
 bench:
