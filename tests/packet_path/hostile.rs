@@ -389,7 +389,7 @@ fn loose(packet: &[u8]) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 100, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 30, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_a_member_seals_nothing_is_delivered_that_was_not_there(

@@ -14,7 +14,10 @@ use super::*;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const FIN: u8 = 1;
+const SYN: u8 = 2;
 const PSH: u8 = 8;
+const ACK: u8 = 16;
 
 /// How the kernel of A's host hands a packet over.
 #[derive(Debug, Clone, Copy)]
@@ -34,26 +37,34 @@ struct Sent {
     tcp: bool,
     /// Which of a few flows.
     flow: u8,
-    push: bool,
+    /// Of TCP.
+    flags: u8,
     dont_fragment: bool,
     len: usize,
     form: Form,
 }
 
 fn any_sent() -> impl Strategy<Value = Sent> {
+    let single = || prop_oneof![Just(Form::Whole), Just(Form::Partial)];
     let len_and_form = prop_oneof![
-        (0usize..900, prop_oneof![Just(Form::Whole), Just(Form::Partial)]),
-        (900usize..1050, prop_oneof![Just(Form::Whole), Just(Form::Partial)]),
+        // what only acknowledges, what shares a datagram, and what does not
+        (Just(0usize), single()),
+        (1usize..700, single()),
+        (700usize..1050, single()),
         (1usize..20_000, (100u16..1050).prop_map(Form::Super)),
     ];
-    (any::<[bool; 4]>(), 0u8..3, len_and_form).prop_map(
-        |([v6, tcp, push, dont_fragment], flow, (len, form))| {
+    let flags = prop_oneof![4 => Just(ACK), 2 => Just(ACK | PSH), 1 => Just(ACK | FIN), 1 => Just(SYN)];
+    (any::<[bool; 3]>(), 0u8..3, flags, len_and_form).prop_map(
+        |([v6, tcp, dont_fragment], flow, flags, (len, form))| {
+            let superpacket = matches!(form, Form::Super(_));
+            // no superpacket begins a connection
+            let flags = if superpacket && flags == SYN { ACK } else { flags };
             // the kernel's limit for UDP: 64 segments
             let len = match form {
                 Form::Super(size) if !tcp => len.min(usize::from(size) * 64),
                 _ => len,
             };
-            Sent { v6, tcp, flow, push, dont_fragment, len, form }
+            Sent { v6, tcp, flow, flags, dont_fragment, len, form }
         },
     )
 }
@@ -141,11 +152,11 @@ struct Segment<'s> {
 
 impl Segment<'_> {
     fn packet(&self, payload: &[u8], partial: bool) -> Vec<u8> {
-        let Sent { tcp, flow, push, dont_fragment, .. } = *self.sent;
+        let Sent { tcp, flow, flags, dont_fragment, .. } = *self.sent;
         let mut transport = vec![0x30, flow, 0, 80];
         let (protocol, field) = if tcp { (TCP, 16) } else { (UDP, 6) };
         if tcp {
-            let flags = if push && self.last { 0x10 | PSH } else { 0x10 };
+            let flags = if self.last { flags } else { flags & !(FIN | PSH) };
             transport.extend(self.sequence.to_be_bytes());
             transport.extend([0, 0, 0, 1, 0x50, flags, 1, 0, 0, 0, 0, 0]);
         } else {
@@ -222,7 +233,7 @@ fn finished(written: &[u8]) -> Vec<Vec<u8>> {
             let sequence = sequence.wrapping_add((at * size) as u32);
             packet[ip + 4..ip + 8].copy_from_slice(&sequence.to_be_bytes());
             if at + 1 < parts.len() {
-                packet[ip + 13] &= !PSH;
+                packet[ip + 13] &= !(FIN | PSH);
             }
         } else {
             packet[ip + 4..ip + 6].copy_from_slice(&(len as u16).to_be_bytes());
@@ -427,7 +438,7 @@ fn the_model_tells_a_packet_that_was_changed() {
         v6: false,
         tcp: true,
         flow: 1,
-        push: true,
+        flags: ACK | PSH,
         dont_fragment: true,
         len: 3000,
         form: Form::Super(1000),
