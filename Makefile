@@ -73,7 +73,7 @@ fuzz:
 	@for target in $(TARGETS); do \
 		echo "$$target: $(SECS) s"; \
 		cargo +nightly fuzz run --fuzz-dir tests/fuzz "$$target" -- \
-			-max_total_time=$(SECS) -max_len=4096 -timeout=10 -verbosity=0 -print_final_stats=1 || exit 1; \
+			-max_total_time=$(SECS) -max_len=4096 -timeout=10 -verbosity=0 -print_funcs=0 -print_final_stats=1 || exit 1; \
 	done
 
 # One table with ratios, and target/bench/bench.json; `cargo bench` runs the microbenches alone.
