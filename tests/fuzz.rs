@@ -18,7 +18,7 @@ fn folder() -> PathBuf {
 fn any_input() -> impl Strategy<Value = Vec<u8>> {
     let sparse = prop_oneof![9 => Just(0u8), 1 => any::<u8>()];
     let few =
-        (0u8..=255, 0usize..300, prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4));
+        (0u8..=255, 0usize..1000, prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..5));
     let changed = few.prop_map(|(case, len, changes)| {
         let mut data = vec![0; len + 1];
         changes.iter().for_each(|(at, value)| data[at.index(len + 1)] = *value);

@@ -44,14 +44,14 @@ pub(super) fn frame(network: u8, flags: u8, packet: &[u8]) -> Vec<u8> {
 /// A packet from the peer's VM to ours, some of whose kinds continue one another.
 pub(super) fn inner(which: u8) -> Vec<u8> {
     let v6 = which & 4 != 0;
-    let payload = [0x5a; 60];
+    let payload = &[0x5a; 90][..if which & 8 == 0 { 60 } else { 90 }];
     let transport = match which & 3 {
         0 | 1 => {
             let sequence = 60 * (which & 1);
             let header = [0x30, 0x39, 0, 80, 0, 0, 0, sequence, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0];
-            (6, [&header[..], &payload].concat())
+            (6, [&header[..], payload].concat())
         }
-        2 => (17, [&[0x30, 0x39, 0, 53, 0, 68, 0, 0][..], &payload].concat()),
+        2 => (17, [&[0x30, 0x39, 0, 53, 0, 8 + payload.len() as u8, 0, 0][..], payload].concat()),
         // an error about a packet of ours, which quotes it
         _ => {
             let quote = packet(v6, true, 17, &[0, 53, 0x30, 0x39, 0, 8, 0, 0]);
