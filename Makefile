@@ -32,7 +32,7 @@ lab-down: build
 	target/debug/mesh-lab down
 
 # What depends most on how packets travel: run in standard mode too.
-CARRIED := paths public mtu slowness failover
+CARRIED := paths public mtu slowness failover lease
 
 # The namespace tests have one lab at a time: they measure seconds, and two labs would slow each other.
 test: build

@@ -1,5 +1,6 @@
 //! The one task that owns `Control`: an input in, its outputs carried out in order, one alarm set. It decides nothing.
 
+mod figures;
 mod lanes;
 mod probes;
 pub mod save;
@@ -19,17 +20,15 @@ use crate::control::Control;
 use crate::control::drain::Forget;
 use crate::control::event::{ConnId, Input, Output, Saved, Target, TunnelSpec};
 use crate::control::host::HostState;
-use crate::control::status::{self, Figures, PathFigures, Traffic};
-use crate::forward::counters::{Counters, Direction, LaneCount, PeerCounters};
-use crate::forward::fib::{Fib, NetworkIx, NetworkSpec, PeerIx};
-use crate::forward::flows::Pinned;
+use crate::forward::counters::{Counters, PeerCounters};
+use crate::forward::fib::{Fib, NetworkSpec, PeerIx};
 use crate::io::host::{conntrack, flows};
 use crate::io::notices::tell;
 use crate::io::now;
 use crate::io::query::{Query, View};
 use crate::io::quic::aside::Aside;
 use crate::io::quic::connection::{self, Context, Dial, Door, Event};
-use crate::io::quic::datagram::{Datagrams, InboundSender, SEND_BUFFER, read_datagrams};
+use crate::io::quic::datagram::{Datagrams, InboundSender, read_datagrams};
 use crate::io::quic::echo::Unanswered;
 use crate::io::quic::path::Beside;
 use crate::io::trace::Tracer;
@@ -37,6 +36,7 @@ use crate::notice::Notice;
 use crate::packet_loop::Waker;
 use crate::tunnel::lane::keys::Side;
 use crate::tunnel::{Carrier, Snapshot, Tunnel};
+use figures::Figured;
 pub use lanes::LaneSetup;
 use lanes::Lanes;
 pub use probes::ProbeWire;
@@ -83,64 +83,6 @@ pub struct Wiring {
     pub counters: Arc<Counters>,
     /// Wakes the packet loops.
     pub waker: Waker,
-}
-
-/// What the loop knows besides `Control`: live figures of connections.
-struct Figured<'a> {
-    live: &'a BTreeMap<ConnId, Live>,
-    counters: &'a Counters,
-    lanes: &'a Lanes,
-    traffic: &'a BTreeMap<PeerIx, Arc<PeerCounters>>,
-}
-
-impl status::Live for Figured<'_> {
-    fn pinned_flows(&self, network: NetworkIx) -> Arc<Vec<Pinned>> {
-        self.counters.pinned(network)
-    }
-
-    fn figures(&self, conn: ConnId) -> Option<Figures> {
-        let live = self.live.get(&conn)?;
-        Some(Figures { rtt: live.connection.rtt(), lane: self.lanes.figures(conn) })
-    }
-
-    fn underlay(&self, peer: PeerIx) -> LaneCount {
-        self.traffic.get(&peer).map(|counters| counters.read_lane()).unwrap_or_default()
-    }
-
-    fn path(&self, conn: ConnId) -> Option<PathFigures> {
-        let Live { connection, beside, .. } = self.live.get(&conn)?;
-        let stats = connection.stats();
-        let room = connection.datagram_send_buffer_space();
-        Some(PathFigures {
-            datagrams: stats.udp_tx.datagrams + beside.datagrams(),
-            sends: stats.udp_tx.ios + beside.calls(),
-            lost_packets: stats.path.lost_packets,
-            send_buffer_bytes: SEND_BUFFER.saturating_sub(room) as u64,
-        })
-    }
-
-    fn traffic(&self, peer: PeerIx) -> Traffic {
-        let Some(counters) = self.traffic.get(&peer) else { return Traffic::default() };
-        let (out, inb) = (counters.read(Direction::Outbound), counters.read(Direction::Inbound));
-        Traffic {
-            receive_packets: inb.packets,
-            receive_bytes: inb.bytes,
-            transmit_packets: out.packets,
-            transmit_bytes: out.bytes,
-        }
-    }
-
-    fn egress(&self, peer: PeerIx, network: NetworkIx) -> Traffic {
-        let Some(counters) = self.traffic.get(&peer) else { return Traffic::default() };
-        let read = |direction| counters.read_egress(direction, network);
-        let (out, inb) = (read(Direction::Outbound), read(Direction::Inbound));
-        Traffic {
-            receive_packets: inb.packets,
-            receive_bytes: inb.bytes,
-            transmit_packets: out.packets,
-            transmit_bytes: out.bytes,
-        }
-    }
 }
 
 struct Live {
@@ -194,12 +136,26 @@ pub async fn run(mut control: Control, mut wiring: Wiring) {
     control.handle(Input::Leave, now());
     state.carry_out(&mut control, &mut wiring);
     if !state.live.is_empty() {
-        tokio::time::sleep(GOODBYE).await;
+        goodbye(tokio::time::sleep(GOODBYE), &mut wiring.events).await;
     }
     state.live.keys().for_each(|conn| wiring.probes.prober.close(*conn));
     wiring.quic.close(VarInt::from_u32(CloseCode::Leaving as u32), b"the node stops");
     state.lanes.close();
-    let _ = tokio::time::timeout(GOODBYE, wiring.quic.wait_idle()).await;
+    let idle = tokio::time::timeout(GOODBYE, wiring.quic.wait_idle());
+    let _ = goodbye(idle, &mut wiring.events).await;
+}
+
+/// Waits at the end of the loop, which is asked whether it hangs as long as it is there. What else comes is too late.
+async fn goodbye<T>(wait: impl Future<Output = T>, events: &mut mpsc::Receiver<Event>) -> T {
+    tokio::pin!(wait);
+    loop {
+        tokio::select! {
+            done = &mut wait => return done,
+            Some(event) = events.recv() => if let Event::Pulse(question) = event {
+                question.answer();
+            },
+        }
+    }
 }
 
 /// Waits until the kernel is at the desired state of this number, or a later one; no longer than is good for who waits.
@@ -474,6 +430,7 @@ fn breach(control: &mut Control, conn: ConnId, result: Result<(), String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::liveness::pulse::Pulse;
 
     #[tokio::test]
     async fn a_kernel_that_does_not_follow_is_waited_for_a_while_only() {
@@ -491,5 +448,16 @@ mod tests {
         drop(applied);
         kernel_follows(&mut at, 4).await;
         assert!(started.elapsed() < waited + KERNEL_PATIENCE / 2);
+    }
+
+    #[tokio::test]
+    async fn at_its_end_the_loop_is_not_taken_for_one_that_hangs() {
+        let start = now().mono;
+        let mut pulse = Pulse::new(start);
+        let question = pulse.poll_question(start + Duration::from_secs(1)).unwrap();
+        let (sender, mut events) = mpsc::channel(1);
+        assert!(sender.try_send(Event::Pulse(question)).is_ok());
+        goodbye(tokio::time::sleep(Duration::from_millis(50)), &mut events).await;
+        assert!(!pulse.is_lost(start + Duration::from_secs(60)));
     }
 }

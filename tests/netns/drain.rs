@@ -155,6 +155,24 @@ fn a_connection_that_outlives_the_deadline_is_reset_at_once_on_both_sides() {
 }
 
 #[test]
+fn what_outlives_a_stop_is_reset_on_both_sides_before_the_node_is_gone() {
+    let mut lab = start(plan());
+    lab.tool("vm1", "held", &format!("hold {WEB4} 25"));
+    finished(&lab, "held", "connected", SOON);
+    assert!(wait_until(SOON, || state(&lab, "ph1").1 >= 1), "{:?}", state(&lab, "ph1"));
+    // an error if it takes more than ten seconds
+    let took = lab.stop_node("ph3").unwrap();
+    assert!(
+        took > Duration::from_secs(4),
+        "the connection never ends: the stop waits for its deadline: {took:?}"
+    );
+    let end = finished(&lab, "held", "ended", SOON);
+    assert!(end.contains("ended with ConnectionReset"), "{end}\n{}", lab.log("ph1"));
+    assert!(wait_until(SOON, || lab.log("inet").contains("reset by peer")), "{}", lab.log("inet"));
+    assert!(wait_until(SOON, || lab.log("ph1").contains("flows_reset")), "{}", lab.log("ph1"));
+}
+
+#[test]
 fn resume_takes_new_flows_back_and_moves_none() {
     // the preferred one takes over again as soon as it can
     let mut lab = start(plan().each_net(|_, net| net.extra.push_str("egress_preempt = \"1s\"\n")));

@@ -1,5 +1,6 @@
 //! Egress as text: who carries, who could, and what happened last.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use mesh_proto::api;
@@ -26,6 +27,13 @@ pub(crate) fn egress(answer: &api::EgressAnswer) -> String {
     if !rows.is_empty() {
         let header = ["NETWORK", "DESTINATION", "CANDIDATE", "STATE", "SINCE", "FLOWS", "REASON"];
         out.push_str(&format!("\n{}", table(header, &rows, Rows::Folded)));
+    }
+    let forced: BTreeSet<_> =
+        answer.egress.iter().filter_map(|e| Some((&e.network, e.forced.as_ref()?))).collect();
+    for (network, node) in forced {
+        let text =
+            format!("an operator named {node} for network {network}: `mesh-ctl egress use auto` undoes it");
+        _ = writeln!(out, "\n{}", wrap(&clean(&text), WIDTH - 2).join("\n  "));
     }
     for e in &answer.egress {
         let Some(last) = &e.last_failover else { continue };
@@ -71,7 +79,7 @@ mod tests {
                 )),
                 elected: Some("ph2".into()),
                 elected_nodes: vec!["ph2".into(), "ph3".into()],
-                forced: None,
+                forced: Some("ph2".into()),
                 candidates: vec![
                     candidate(long, "held_down", Some("has failed again and again")),
                     candidate("ph2", "alive", None),
@@ -87,7 +95,9 @@ mod tests {
             }],
         };
         let shown = egress(&answer);
-        for part in ["ph2, ph3", "held_down", "1234", "liveness", "0.150 s without egress"] {
+        for part in
+            ["ph2, ph3", "an operator named ph2", "held_down", "1234", "liveness", "0.150 s without egress"]
+        {
             let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(words.contains(part), "{part}: {shown}");
         }

@@ -298,7 +298,8 @@ pub const KEYS: &[Key] = &[
         "false",
         r#""30s""#,
         "An egress node earlier in the order takes over from one that works, once it has been healthy for this long, 1s to \
-         3600s. Without it, the one in use stays while it works.",
+         3600s. Without it, the one in use stays while it works; only one that had not failed, new or resumed, takes its \
+         place in the order at once.",
     ),
     applied(
         "network",
@@ -384,7 +385,8 @@ pub const KEYS: &[Key] = &[
         "none: the state of the link alone decides",
         r#"["198.51.100.1", "tcp://192.0.2.80:443"]"#,
         "What must answer beyond the uplink, all of it: addresses by an echo, `tcp://HOST:PORT` by a connection, asked \
-         through the interface from the `snat` address. While one does not, this node is not used for egress.",
+         through the interface from the `snat` address, or from the interface's own where the host does not have that one. \
+         While one does not, this node is not used for egress.",
     ),
     applied(
         "egress",

@@ -145,12 +145,17 @@ impl Control {
             let others = election.candidates.iter().filter(|c| !election.elected.contains(&c.node));
             // in order: what stands after the one elected was not passed over
             let before = election.candidates.iter().position(|c| election.elected.contains(&c.node));
+            let used = before.map(|at| election.candidates[at].priority);
             match network.egress_rules.balance {
-                true => others.collect::<Vec<_>>(),
+                true => others.filter(|c| used.is_none_or(|used| c.priority <= used)).collect::<Vec<_>>(),
                 false => others.take(before.unwrap_or_default()).collect(),
             }
         };
+        let could = |c: &Candidate| c.standing.carries();
         match state {
+            "none" if election.candidates.iter().any(could) => {
+                Some("who carried before the restart is waited for, two seconds at most".to_owned())
+            }
             "none" => Some("no candidate is healthy".to_owned()),
             "fallback" => Some("no candidate is healthy: this host carries (egress_fallback)".to_owned()),
             "standby" => {
@@ -160,7 +165,12 @@ impl Control {
                 }
                 let each = better().into_iter().map(|c| match self.trouble(c) {
                     Some(trouble) => format!("{} {trouble}", c.node),
-                    None => format!("{} had failed: the one elected stays while it is healthy", c.node),
+                    None => match network.egress_rules.preempt {
+                        Some(after) => {
+                            format!("{} had failed: it takes over once healthy for {after:?}", c.node)
+                        }
+                        None => format!("{} had failed: the one elected stays while it is healthy", c.node),
+                    },
                 });
                 Some(each.collect::<Vec<_>>().join("; "))
             }

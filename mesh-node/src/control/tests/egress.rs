@@ -7,6 +7,7 @@ use crate::config::{EgressFallback, EgressRules};
 use crate::control::egress::election::Candidate;
 use crate::forward::fib::EgressVia;
 
+mod answer;
 mod former;
 
 const SECOND: Duration = Duration::from_secs(1);

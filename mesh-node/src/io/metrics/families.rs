@@ -298,7 +298,11 @@ fn egress(input: &MetricsInput) -> Vec<MetricFamily> {
             "Times that this node did not run for so long that its kernel stopped to carry for other nodes.",
             alone(input.leases_lost as f64),
         ),
-        gauge("mesh_egress_probe_success", "Whether the last probe of an egress was answered.", probes),
+        gauge(
+            "mesh_egress_probe_success",
+            "Whether a probe target of an egress answers, as it is told to the mesh.",
+            probes,
+        ),
     ]
 }
 
