@@ -67,6 +67,17 @@ fn failovers(lab: &Lab, host: &str, cause: &str) -> u64 {
     lab.metric(host, "mesh_egress_failovers_total", &format!("cause=\"{cause}\"")) as u64
 }
 
+/// A download ends, and is what was sent; `host` is whose log tells why not.
+fn arrives_whole(lab: &Lab, file: &str, bytes: u64, host: &str) {
+    assert!(wait_until(Duration::from_secs(60), || lab.output(file).contains("done")));
+    assert!(
+        lab.output(file).contains(&lab.sum_of(bytes)),
+        "{}{}",
+        lab.output(&format!("{file}.err")),
+        lab.log(host)
+    );
+}
+
 #[test]
 fn the_third_carries_when_two_have_died_and_nobody_s_traffic_is_refused_at_once_until_one_returns() {
     let mut lab = lab(4, 3, "");
@@ -232,15 +243,8 @@ fn an_egress_node_whose_own_vms_fall_back_and_return_ends_no_flow_of_others() {
     assert!(leaves_by(&lab, "vm3", "198.51.100.12"), "{}", lab.log("ph3"));
     assert!(!lab.output("own").contains("done"), "the download was not over before the return");
     assert!(!lab.output("file").contains("done"), "the download was not over before the fallback");
-    assert!(wait_until(Duration::from_secs(60), || lab.output("own").contains("done")));
-    assert!(lab.output("own").contains(&lab.sum_of(20_000_000)), "{}", lab.output("own.err"));
-    assert!(wait_until(Duration::from_secs(60), || lab.output("file").contains("done")));
-    assert!(
-        lab.output("file").contains(&lab.sum_of(40_000_000)),
-        "{}{}",
-        lab.output("file.err"),
-        lab.log("ph3")
-    );
+    arrives_whole(&lab, "own", 20_000_000, "ph3");
+    arrives_whole(&lab, "file", 40_000_000, "ph3");
 }
 
 #[test]
@@ -332,13 +336,7 @@ fn a_restart_of_the_sending_node_moves_no_flow_from_an_egress_node_that_works() 
     std::thread::sleep(Duration::from_secs(2));
     lab.kill_node("ph1").unwrap();
     lab.start_node("ph1").unwrap();
-    assert!(wait_until(Duration::from_secs(60), || lab.output("file").contains("done")));
-    assert!(
-        lab.output("file").contains(&lab.sum_of(8_000_000)),
-        "{}{}",
-        lab.output("file.err"),
-        lab.log("ph1")
-    );
+    arrives_whole(&lab, "file", 8_000_000, "ph1");
     assert!(
         leaves_by(&lab, "vm1", "198.51.100.12"),
         "ph3 is preferred, and had failed: {}",

@@ -151,9 +151,8 @@ impl Control {
                 false => others.take(before.unwrap_or_default()).collect(),
             }
         };
-        let could = |c: &Candidate| c.standing.carries();
         match state {
-            "none" if election.candidates.iter().any(could) => {
+            "none" if election.candidates.iter().any(|c| c.standing.carries()) => {
                 Some("who carried before the restart is waited for, two seconds at most".to_owned())
             }
             "none" => Some("no candidate is healthy".to_owned()),

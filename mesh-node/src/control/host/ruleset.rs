@@ -139,7 +139,7 @@ fn mark_lines(lines: &mut Vec<String>, state: &HostState, network: &HostNetwork)
             lines.push(format!("iifname {tun} ct direction original {ip} daddr != {behind} {mark}"));
         }
         if refuses(network, v4) && !subnets.is_empty() {
-            // not what is in progress past the TUN. The refusal itself is a route's: it answers with ICMP, and stands without this
+            // not what is in progress past the TUN. The refusal itself is a rule's: it answers with ICMP, and stands without this
             // table; and with br_netfilter this chain sees what goes from VM to VM as well
             lines.push(format!(
                 "iifname {seg} ct direction original ct mark & {MARK_MASK:#010x} != {mark:#010x} {ip} saddr {from} \

@@ -4,7 +4,7 @@ use crate::forward::fib::PeerIx;
 use crate::io::quic::tests::shared::{Joined, Stranger, joined};
 use crate::tunnel::lane::keys::Lane;
 use crate::tunnel::lane::{HEADER, TAG, probe};
-use crate::tunnel::{Carrier, OutBatch, Room, Sent};
+use crate::tunnel::{Carrier, OutBatch, Sent};
 
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -23,9 +23,6 @@ fn lane() -> (crate::tunnel::lane::seal::Sealer, Arc<LaneEnd>) {
         }
         fn max_frame(&self) -> usize {
             1400
-        }
-        fn room(&self) -> Room {
-            Room::default()
         }
     }
     let (theirs, ours) = (probe::lane(&[7; 32], Side::Client), probe::lane(&[7; 32], Side::Server));
