@@ -54,10 +54,12 @@ impl Control {
         }
     }
 
+    /// Tunnels that packets may travel by: those of peers whose record is known. Without it there is nothing to send there and
+    /// nothing to accept from there; and who reads from a new tunnel waits for the routes that the record brings, no longer.
     fn tunnel_specs(&self) -> Vec<TunnelSpec> {
         let slots = self.local.networks.iter().map(|n| usize::from(n.ix.0) + 1).max().unwrap_or(0);
         let spec = |peer: &members::Peer| {
-            let tunnel = peer.tunnel.as_ref()?;
+            let (tunnel, _) = peer.tunnel.as_ref().zip(peer.record.as_ref())?;
             let theirs =
                 |name: &NetworkName| tunnel.hello.networks.iter().find(|n| n.name == *name).map(|n| n.handle);
             let mut handles = vec![None; slots];

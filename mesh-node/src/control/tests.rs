@@ -211,7 +211,19 @@ impl World {
             Output::ForgetFlows(forget) => self.forgot.extend(forget),
             Output::Gone { after } => self.gone.push(after),
             Output::Publish { networks, tunnels } => {
-                self.nodes.get_mut(node).unwrap().published = Some((networks, tunnels));
+                let running = self.nodes.get_mut(node).unwrap();
+                let known = |conn: ConnId| {
+                    running.published.iter().any(|(_, tunnels)| tunnels.iter().any(|t| t.conn == conn))
+                };
+                for tunnel in tunnels.iter().filter(|tunnel| !known(tunnel.conn)) {
+                    let mut routes = networks.iter().flatten().flat_map(|network| &network.routes);
+                    let has_routes = routes.any(|(_, peer)| *peer == tunnel.peer);
+                    assert!(
+                        has_routes,
+                        "{node} would read from a tunnel before the kernel has the routes back"
+                    );
+                }
+                running.published = Some((networks, tunnels));
             }
             Output::SyncHost(host) => self.nodes.get_mut(node).unwrap().host = Some(host),
             Output::Save(saved) => {
