@@ -187,6 +187,11 @@ impl Session {
         Some(self.probe())
     }
 
+    /// The next probe is due at once.
+    pub fn hurry(&mut self, now: Instant) {
+        self.next_tx = now;
+    }
+
     /// The last probe: the other side must not take our silence for death.
     pub fn farewell(&mut self) -> Probe {
         self.state = State::AdminDown;

@@ -10,8 +10,8 @@
 //!                                           <---------- Question, answered (`pulse`) ---->
 //! ```
 //!
-//! The lease of this node's own egress roles is renewed here as well: it must end when our probes do. Both end when the control
-//! loop hangs.
+//! The lease of this node's own egress roles is renewed here as well: it must end when our probes do. While the control loop hangs
+//! it is not renewed, and every probe says "down".
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher as _};
@@ -282,7 +282,7 @@ struct Thread {
     /// Somebody is overdue, and not called silent yet.
     waits: bool,
     pulse: Pulse,
-    /// The control loop does: nothing is sent, and nothing renewed, in its name.
+    /// The control loop does: nothing is renewed in its name, and peers are told.
     hangs: bool,
     /// The turns that the runtime takes before anybody is called silent, and when it was asked to. This thread may be the first to run
     /// again after a pause of the whole process: what lies in the socket then is no silence.
@@ -297,10 +297,11 @@ impl Thread {
         let mut taken = Vec::new();
         loop {
             let now = Instant::now();
-            let patience = self.next(now).saturating_duration_since(now);
-            if !self.messages.take(&mut taken, BURST, patience) {
+            let next = self.next(now);
+            if !self.messages.take(&mut taken, BURST, next.saturating_duration_since(now)) {
                 return;
             }
+            self.pulse.excuse(Instant::now().saturating_duration_since(next));
             for message in taken.drain(..) {
                 self.message(message);
             }
@@ -407,13 +408,18 @@ impl Thread {
         let hangs = self.pulse.is_lost(now);
         if hangs && !self.hangs {
             tell(Notice::ControlStuck {});
+            self.sessions
+                .values_mut()
+                .filter_map(|tunnel| tunnel.session.as_mut())
+                .for_each(|s| s.hurry(now));
         }
         self.hangs = hangs;
     }
 
     fn renew(&mut self, now: Instant) {
+        let hangs_soon = self.pulse.is_lost_within(self.keeper.patience(), now);
         if let Some(marks) = self.keeper.poll_renewal(now)
-            && !self.hangs
+            && !hangs_soon
         {
             match self.renewals.renew(marks) {
                 Ok(renewed) => {
@@ -457,10 +463,8 @@ impl Thread {
                     Some(Judgement::Deaf) => self.waits = true,
                     None => {}
                 }
-                if let Some(probe) = session.poll_transmit(now, &mut self.rng)
-                    && !self.hangs
-                {
-                    tunnel.send(&probe);
+                if let Some(probe) = session.poll_transmit(now, &mut self.rng) {
+                    tunnel.send(&if self.hangs { Probe { state: State::Down, ..probe } } else { probe });
                 }
             }
             let up = tunnel.session.as_ref().is_some_and(|session| session.state() == State::Up);

@@ -81,6 +81,11 @@ impl Keeper {
         Self { lease: Lease::default(), next: now, last: None }
     }
 
+    /// How long peers bear silence.
+    pub fn patience(&self) -> Duration {
+        self.lease.term.patience
+    }
+
     /// What is to be kept from now on.
     pub fn keep(&mut self, lease: Lease, now: Instant) {
         if lease.marks.is_empty() {

@@ -205,24 +205,34 @@ async fn what_has_come_and_was_not_read_is_no_silence() {
 }
 
 #[tokio::test]
-async fn an_egress_node_whose_control_loop_hangs_is_silent_until_it_turns_again() {
+async fn an_egress_node_whose_control_loop_hangs_tells_its_peers_until_it_turns_again() {
     let (theirs, ours, _nodes) = tunnel().await;
-    let (conn, prober, _aside, mut events) = probing(OURS, &ours, || {});
-    prober.want([(conn, ProbeParams::DEFAULT)].into());
+    let (conn, prober, aside, mut events) = probing(OURS, &ours, || {});
+    prober.want([(conn, ProbeParams { multiplier: 200, ..ProbeParams::DEFAULT })].into());
     prober.keep(Lease { marks: vec![0x5000_0000], term: Term::default() });
-    let probed = async |within: Duration| tokio::time::timeout(within, theirs.read_datagram()).await.is_ok();
-    let question = loop {
-        assert!(probed(Duration::from_secs(5)).await, "a loop that has not been asked yet");
-        if let Ok(Event::Pulse(question)) = events.try_recv() {
-            break question;
+    for state in [State::Down, State::Init, State::Up] {
+        assert!(aside.took(&ours, &Bytes::copy_from_slice(&probe_frame(&probe(state, OURS).encode()))));
+    }
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    let until = async |wanted: State| loop {
+        assert!(std::time::Instant::now() < end, "it does not come to say {wanted:?}");
+        let frame = tokio::time::timeout(Duration::from_secs(5), theirs.read_datagram()).await;
+        let frame = frame.expect("it is never silent").unwrap();
+        let said = Probe::decode(mesh_proto::frame::probe(&frame).unwrap()).unwrap();
+        if said.state == wanted {
+            return;
         }
     };
-    let end = std::time::Instant::now() + Duration::from_secs(5);
-    while probed(Duration::from_millis(300)).await {
-        assert!(std::time::Instant::now() < end, "it goes on in the name of a loop that hangs");
-    }
+    until(State::Up).await;
+    let question = loop {
+        match events.recv().await {
+            Some(Event::Pulse(question)) => break question,
+            event => assert!(event.is_some()),
+        }
+    };
+    until(State::Down).await;
     question.answer();
-    assert!(probed(Duration::from_secs(2)).await, "it turns again");
+    until(State::Up).await;
 }
 
 #[tokio::test]
