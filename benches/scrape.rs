@@ -166,7 +166,7 @@ fn now() -> Now {
 #[divan::bench(args = [1, 10, 100, 200])]
 fn gather(bencher: Bencher, peers: u32) {
     let now = now();
-    let (control, counters) = (control(peers, now), Counters::new());
+    let (control, counters) = (control(peers, now), Counters::new(1));
     let view = View { now, live: &Busy };
     bencher.bench_local(|| input(black_box(&control), &view, &counters, &KernelDrops::default()));
 }
@@ -175,7 +175,7 @@ fn gather(bencher: Bencher, peers: u32) {
 #[divan::bench(args = [1, 10, 100, 200])]
 fn whole(bencher: Bencher, peers: u32) {
     let now = now();
-    let (control, counters) = (control(peers, now), Counters::new());
+    let (control, counters) = (control(peers, now), Counters::new(1));
     let view = View { now, live: &Busy };
     let text = exposition(&input(&control, &view, &counters, &KernelDrops::default()));
     let (up, routes) = (text.matches("mesh_peer_up{").count(), text.contains("mesh_routes"));

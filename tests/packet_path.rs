@@ -38,6 +38,8 @@ mod hostile;
 mod lanes;
 #[path = "packet_path/modes.rs"]
 mod modes;
+#[path = "packet_path/queues.rs"]
+mod queues;
 #[path = "packet_path/underlay.rs"]
 mod underlay;
 
@@ -103,7 +105,7 @@ impl Node {
         let tun = Arc::new(Tun::from_fd(device.into(), "fake").unwrap().with_offloads(Offloads::ALL));
         let mut handles = vec![None; 8];
         handles[usize::from(network.0)] = Some(theirs.0);
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(Counters::new(2));
         let carrier = carrier(&connection);
         let peer = Arc::new(PeerCounters::default());
         let tunnel = Arc::new(Tunnel::new(PEER, handles, carrier, peer.clone()));
@@ -115,7 +117,7 @@ impl Node {
         let mut loops =
             PacketLoops::start(snapshot.clone(), counters.clone(), wanted_sender, mpsc::channel(1).0)
                 .unwrap();
-        loops.add_network(network, tun).unwrap();
+        loops.add_network(network, vec![tun]).unwrap();
         let (inbound, reader) = (loops.inbound(), tunnel.clone());
         runtime.spawn(read_datagrams(connection.clone(), reader, inbound, Aside::default()));
         Self { vm, counters, peer, network, wanted, loops, connection, tunnel, snapshot }

@@ -2,7 +2,7 @@
 # mesh-node between the two hypervisors of lab.sh; both VM subnets are routed as they are.
 #   peer-mesh.sh up|down     (lab.sh up first)
 # MESH_BIN is the directory of mesh-node and mesh-ctl (default: ../../target/release).
-# MESH_TRANSPORT sets `transport` (default: the daemon's own choice, lanes); MESH_LOG its filter.
+# MESH_TRANSPORT sets `transport` and MESH_WORKERS `workers` (default: the daemon's own choice); MESH_LOG its filter.
 set -euo pipefail
 umask 077
 P=${LAB_PREFIX:-pa}
@@ -19,6 +19,7 @@ down() {
 up() {
   local i o transport=
   [ -n "${MESH_TRANSPORT:-}" ] && transport="transport      = \"$MESH_TRANSPORT\""
+  [ -n "${MESH_WORKERS:-}" ] && transport+=$'\n'"workers        = $MESH_WORKERS"
   rm -rf "$RUN"; mkdir -p "$RUN"
   "$BIN/mesh-ctl" ca init --name lab --dir "$RUN" >/dev/null
   for i in 1 2; do

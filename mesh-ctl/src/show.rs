@@ -198,8 +198,12 @@ fn transport(p: &api::Peer) -> String {
         0 => String::new(),
         refused => format!(", {refused} refused"),
     };
+    let unheard = match lane.unheard_ports.as_slice() {
+        [] => String::new(),
+        ports => format!("; does not hear us on UDP {}", join(ports)),
+    };
     format!(
-        "{} ({}, lane {}, {:.0} s old, {} packets left; from the peer {} lost, {} reordered{refused})",
+        "{} ({}, lane {}, {:.0} s old, {} packets left; from the peer {} lost, {} reordered{refused}{unheard})",
         or_dash(&p.transport),
         lane.cipher,
         lane.number,

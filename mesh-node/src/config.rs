@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use mesh_proto::limits::MAX_WORKERS;
 use mesh_proto::{NetworkName, NodeId, Prefix};
 
 use crate::forward::fib::Expose;
@@ -74,8 +75,8 @@ pub struct NodeConfig {
     pub transport: Transport,
     /// Packets after which the next lane takes over.
     pub lane_packets: u32,
-    /// Packet workers.
-    pub workers: u16,
+    /// Packet workers: 1 to `MAX_WORKERS`. That of number `w` listens on the port of `listen` and `w`.
+    pub workers: u8,
     /// What the kernel may do in larger pieces.
     pub offloads: Offloads,
 }
@@ -307,8 +308,15 @@ fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
         "lanes" => Ok(Transport::Lanes),
         _ => Err("is no transport; write \"datagram\" or \"lanes\"".into()),
     });
-    if w.number(s, "workers", 0, u32::MAX).is_some_and(|n| n != 1) {
-        w.at(s, "workers", "not supported by this version; write 1 or remove it");
+    let listen = listen.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4650)));
+    let workers = w.number(s, "workers", 1, MAX_WORKERS.into()).map_or(1, |n| n as u8);
+    let ports = if transport == Some(Transport::Datagram) { 1 } else { workers };
+    if listen.port().checked_add(u16::from(ports - 1)).is_none() {
+        w.at(
+            s,
+            "workers",
+            "each has a port, from that of listen on, and 65535 is the last; lower workers or listen",
+        );
     }
     let offloads = match s.has("offloads") {
         true => w.many(s, "offloads", offloads::parse).into_iter().collect(),
@@ -319,7 +327,7 @@ fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
     }
     let mtu = if w.is_text(s, "mtu", "auto") { None } else { w.number(s, "mtu", 576, 65000) };
     NodeConfig {
-        listen: listen.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4650))),
+        listen,
         metrics: metrics.unwrap_or(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9650)))),
         ca: path(w, "ca", "/etc/mesh/ca.pem"),
         certificate: path(w, "certificate", "/etc/mesh/node.pem"),
@@ -348,7 +356,7 @@ fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
             .unwrap_or(ForeignChains::Report),
         transport: transport.unwrap_or(Transport::Lanes),
         lane_packets: w.number(s, "lane_packets", 1000, LANE_PACKETS).unwrap_or(LANE_PACKETS),
-        workers: 1,
+        workers,
         offloads,
     }
 }

@@ -219,9 +219,13 @@ impl Loop {
                 let started = self.readable(conn, wiring);
                 return breach(control, conn, started);
             }
-            Event::LaneHalfUsed { conn, lane } => {
-                let changed = self.lanes.half_used(conn, lane);
+            Event::LaneHalfUsed { conn, worker, lane } => {
+                let changed = self.lanes.half_used(conn, worker, lane);
                 return breach(control, conn, changed);
+            }
+            Event::LaneHeard { conn, worker } => {
+                let told = self.lanes.heard(conn, worker);
+                return breach(control, conn, told);
             }
             Event::Reload { input, client, certificate, done } => {
                 wiring.quic.set_default_client_config(client);

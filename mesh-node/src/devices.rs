@@ -15,7 +15,7 @@ use crate::notice::Notice;
 use crate::packet_loop::{PacketLoops, Waker};
 use anyhow::Context as _;
 
-/// One TUN a network.
+/// One TUN a network, with a queue for each worker.
 pub struct Devices {
     loops: PacketLoops,
     networks: Vec<LocalNetwork>,
@@ -23,13 +23,19 @@ pub struct Devices {
     missing: BTreeSet<NetworkIx>,
     told: bool,
     offloads: Offloads,
+    workers: u8,
 }
 
 impl Devices {
-    /// Makes the device of every network, with these offloads where the kernel has them.
-    pub fn start(loops: PacketLoops, networks: &[LocalNetwork], offloads: Offloads) -> anyhow::Result<Self> {
+    /// Makes the device of every network, with these offloads where the kernel has them, and so many queues.
+    pub fn start(
+        loops: PacketLoops,
+        networks: &[LocalNetwork],
+        offloads: Offloads,
+        workers: u8,
+    ) -> anyhow::Result<Self> {
         let mut devices =
-            Self { loops, networks: Vec::new(), missing: BTreeSet::new(), told: false, offloads };
+            Self { loops, networks: Vec::new(), missing: BTreeSet::new(), told: false, offloads, workers };
         for network in networks {
             devices.add(network)?;
         }
@@ -62,17 +68,18 @@ impl Devices {
     }
 
     fn make(&mut self, network: &LocalNetwork) -> anyhow::Result<()> {
-        let tun =
-            Tun::create(&network.tun, self.offloads).with_context(|| format!("network {}", network.name))?;
+        let tuns = Tun::queues(&network.tun, self.offloads, self.workers)
+            .with_context(|| format!("network {}", network.name))?;
+        let offloads = tuns.first().map(Tun::offloads).unwrap_or_default();
         tell(Notice::NetworkUp {
             network: network.name.clone(),
             tun: network.tun.clone(),
-            offloads: tun.offloads().to_string(),
+            offloads: offloads.to_string(),
         });
-        for (device, offload, text) in slowness::missing_of_tun(&network.tun, self.offloads, tun.offloads()) {
+        for (device, offload, text) in slowness::missing_of_tun(&network.tun, self.offloads, offloads) {
             tell(Notice::OffloadMissing { device, offload, text });
         }
-        self.loops.add_network(network.ix, Arc::new(tun))?;
+        self.loops.add_network(network.ix, tuns.into_iter().map(Arc::new).collect())?;
         Ok(())
     }
 

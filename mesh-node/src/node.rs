@@ -108,7 +108,10 @@ pub async fn run(
     let started = io::started();
     let largest = io::quic::datagram::udp_payload(local.underlay_mtu);
     let transport = io::quic::offloads::transport(&node, largest);
-    let bind = io::quic::endpoint::Bind { listen: node.listen, offloads: node.offloads, largest };
+    // without lanes one thread has all that comes, and the kernel would give all answers to its queue
+    let workers = if node.transport == Transport::Lanes { node.workers } else { 1 };
+    let (listen, offloads) = (node.listen, node.offloads);
+    let bind = io::quic::endpoint::Bind { listen, offloads, largest, workers };
     let (quic, socket, wire) = match node.transport {
         Transport::Datagram => {
             let (quic, socket) = bind.alone(&credentials, transport)?;
@@ -125,15 +128,15 @@ pub async fn run(
 
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let (wanted_tx, wanted) = mpsc::channel(64);
-    let counters = Arc::new(Counters::new());
+    let counters = Arc::new(Counters::new(workers));
     let (moved_tx, moved) = mpsc::channel(64);
     tokio::spawn(io::host::moved::forget(moved));
     let mut loops = PacketLoops::start(snapshot.clone(), counters.clone(), wanted_tx, moved_tx)
         .context("start the packet loops")?;
     if let Some(wire) = &wire {
-        loops.receive_lanes(wire.clone()).context("start the lanes thread")?;
+        loops.receive_lanes(wire).context("start the lanes thread")?;
     }
-    let devices = Devices::start(loops, &local.networks, node.offloads)?;
+    let devices = Devices::start(loops, &local.networks, node.offloads, workers)?;
     let mut sync = HostSync::open(&node.state_dir).await.context("open the kernel's configuration")?;
     for what in sync.clean_leftovers().await.context("clean what an earlier run left")? {
         tell(Notice::LeftoverRemoved { what });

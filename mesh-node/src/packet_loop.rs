@@ -2,7 +2,7 @@
 //! where deciding meets doing.
 //!
 //! ```text
-//!  network's TUN --> outbound thread (one per network)            reader tasks (one per connection)
+//!  queue of a TUN --> outbound thread (one per queue)             reader tasks (one per connection)
 //!                      read until empty, 256 packets or 200 KB      |  batches, bounded queue
 //!                      forward::outbound per superpacket            v
 //!                      cut into the peer's batch                  inbound thread (one per node)
@@ -12,17 +12,23 @@
 //!                                                                   the same, from the UDP socket
 //! ```
 //!
-//! Both take the snapshot once per batch and share nothing else: no lock and no allocation per packet. A thread never
-//! panics on what a packet holds, and counts whatever it drops.
+//! All take the snapshot once per batch. No lock and no allocation per packet, but for one lock where the outbound threads of a
+//! network look up the flow of a packet to the Internet (`flow_table`). A thread never panics on what a packet holds, and counts
+//! whatever it drops.
+//!
+//! A TUN has a queue for each worker of the node. Where a packet is written matters: the kernel gives what answers it to the
+//! same queue.
 //!
 //! `node` builds the TUNs and calls [`PacketLoops`]; each connection's reader task gets a clone of the sender.
 #![allow(clippy::disallowed_methods, reason = "the loops read the clock, once per batch")]
 
 mod deliver;
+mod flow_table;
 mod inbound;
 mod lanes;
 mod moderation;
 mod outbound;
+mod queues;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -38,12 +44,16 @@ use crate::forward::fib::{NetworkIx, PeerIx};
 use crate::io::autogroup;
 use crate::io::host::moved::Moved;
 use crate::io::lane::LaneWire;
+use crate::io::lane::socket::LaneSocket;
 use crate::io::quic::datagram::{InboundSender, inbound_queue};
 use crate::io::slowness::DeviceOffloads;
 use crate::io::tun::Tun;
 use crate::io::tun::sys::{prioritise_thread, realtime_thread};
 use crate::io::vital;
 use crate::tunnel::Snapshot;
+use flow_table::TENDER;
+use outbound::Network;
+use queues::Queues;
 
 /// Packet threads run before ordinary ones: they hold the packets of all of them. A unit's `Nice=` says the same; this
 /// is for a daemon started by hand.
@@ -54,7 +64,7 @@ const NICE: i32 = -10;
 struct Shared {
     snapshot: Arc<ArcSwap<Snapshot>>,
     /// By `NetworkIx`.
-    tuns: ArcSwap<Vec<Option<Arc<Tun>>>>,
+    tuns: ArcSwap<Vec<Option<Queues>>>,
     counters: Arc<Counters>,
     /// Peers that have packets waiting and no tunnel.
     wanted: mpsc::Sender<PeerIx>,
@@ -68,32 +78,40 @@ pub struct PacketLoops {
     shared: Arc<Shared>,
     inbound: InboundSender,
     inbound_thread: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
-    lanes_thread: Option<(LaneWire, Arc<AtomicBool>, JoinHandle<()>)>,
-    outbound: BTreeMap<NetworkIx, OutboundThread>,
+    /// One for each worker, where there are lanes.
+    lanes_threads: Vec<LanesThread>,
+    outbound: BTreeMap<NetworkIx, OutboundThreads>,
 }
 
 #[derive(Debug)]
-struct OutboundThread {
+struct LanesThread {
     stop: Arc<AtomicBool>,
-    tun: Arc<Tun>,
+    socket: Arc<LaneSocket>,
     thread: JoinHandle<()>,
 }
 
-/// Wakes the outbound threads: what they have to do may come from the snapshot alone.
+/// Those of one network.
+#[derive(Debug)]
+struct OutboundThreads {
+    network: Arc<Network>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Wakes the outbound threads that look after flows: what they have to do may come from the snapshot alone.
 #[derive(Debug, Clone)]
 pub struct Waker(Arc<Shared>);
 
 impl Waker {
     /// All of them.
     pub fn wake(&self) {
-        self.0.tuns.load().iter().flatten().for_each(|tun| tun.wake());
+        self.0.tuns.load().iter().flatten().for_each(|queues| queues.of(TENDER).wake());
     }
 }
 
 impl PacketLoops {
     /// Starts the inbound thread. A peer without tunnel that a packet wants to go to is told over `wanted`, about four
-    /// times a second while packets come; when that channel is full it is told again later. So is a flow that is to begin anew,
-    /// over `moved`, with each of its packets.
+    /// times a second by each thread that has packets for it; when that channel is full it is told again later. So is a flow
+    /// that is to begin anew, over `moved`, with each of its packets.
     pub fn start(
         snapshot: Arc<ArcSwap<Snapshot>>,
         counters: Arc<Counters>,
@@ -108,18 +126,21 @@ impl PacketLoops {
             move || inbound::run(&shared, queue, &stop)
         })?;
         let inbound_thread = Some((stop, thread));
-        Ok(Self { shared, inbound, inbound_thread, lanes_thread: None, outbound: BTreeMap::new() })
+        Ok(Self { shared, inbound, inbound_thread, lanes_threads: Vec::new(), outbound: BTreeMap::new() })
     }
 
-    /// Starts to receive from the socket that lanes and QUIC share. Once in the life of these loops.
-    pub fn receive_lanes(&mut self, wire: LaneWire) -> io::Result<()> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let thread = spawn(&Worker::Lanes.name(), {
-            let (shared, wire, stop) = (self.shared.clone(), wire.clone(), stop.clone());
-            move || lanes::run(&shared, &wire, &stop)
-        })?;
-        self.shared.counters.add_lanes_worker();
-        self.lanes_thread = Some((wire, stop, thread));
+    /// Starts to receive from the socket that lanes and QUIC share, and from those of further workers. Once in the life of these loops.
+    pub fn receive_lanes(&mut self, wire: &LaneWire) -> io::Result<()> {
+        for (worker, socket) in (0..).zip(wire.sockets()) {
+            let stop = Arc::new(AtomicBool::new(false));
+            let thread = spawn(&Worker::Lanes(worker).name(), {
+                let (shared, wire, stop) = (self.shared.clone(), wire.clone(), stop.clone());
+                let socket = socket.clone();
+                move || lanes::run(&shared, &wire, worker, &socket, &stop)
+            })?;
+            self.shared.counters.add_lanes_worker();
+            self.lanes_threads.push(LanesThread { stop, socket: socket.clone(), thread });
+        }
         Ok(())
     }
 
@@ -128,7 +149,8 @@ impl PacketLoops {
         let shared = self.shared.clone();
         Arc::new(move |network| {
             let tuns = shared.tuns.load();
-            tuns.get(usize::from(network.0)).and_then(Option::as_ref).map(|tun| tun.offloads())
+            // of the device, and so of all its queues
+            tuns.get(usize::from(network.0)).and_then(Option::as_ref).map(|queues| queues.of(0).offloads())
         })
     }
 
@@ -142,31 +164,43 @@ impl PacketLoops {
         Waker(self.shared.clone())
     }
 
-    /// Starts to serve a network; one that had this index is stopped first.
-    pub fn add_network(&mut self, network: NetworkIx, tun: Arc<Tun>) -> io::Result<()> {
-        self.remove_network(network);
-        let stop = Arc::new(AtomicBool::new(false));
-        let thread = spawn(&Worker::Outbound(network).name(), {
-            let (shared, tun, stop) = (self.shared.clone(), tun.clone(), stop.clone());
-            move || outbound::run(&shared, network, &tun, &stop)
-        })?;
-        self.set_tun(network, Some(tun.clone()));
-        self.outbound.insert(network, OutboundThread { stop, tun, thread });
+    /// Starts to serve a network, whose device has these queues: a thread for each. One that had this index is stopped first.
+    pub fn add_network(&mut self, ix: NetworkIx, queues: Vec<Arc<Tun>>) -> io::Result<()> {
+        self.remove_network(ix);
+        let queues = Queues::new(queues).ok_or(io::ErrorKind::InvalidInput)?;
+        let network = Arc::new(Network::new(ix, queues.clone()));
+        // here before they have all started, so that none is left behind
+        let of_network = OutboundThreads { network: network.clone(), threads: Vec::new() };
+        let threads = &mut self.outbound.entry(ix).or_insert(of_network).threads;
+        for worker in 0..queues.len() {
+            let started = spawn(&Worker::Outbound(ix, worker).name(), {
+                let (shared, network) = (self.shared.clone(), network.clone());
+                move || outbound::run(&shared, &network, worker)
+            });
+            match started {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    self.remove_network(ix);
+                    return Err(error);
+                }
+            }
+        }
+        self.set_tun(ix, Some(queues));
         Ok(())
     }
 
-    /// Stops serving a network and waits for its thread. The device vanishes with its last `Arc`.
-    pub fn remove_network(&mut self, network: NetworkIx) {
-        let Some(OutboundThread { stop, tun, thread }) = self.outbound.remove(&network) else { return };
-        self.set_tun(network, None);
-        stop.store(true, Relaxed);
-        tun.wake();
-        join(thread);
+    /// Stops serving a network and waits for its threads. The device vanishes with the last `Arc` of its last queue.
+    pub fn remove_network(&mut self, ix: NetworkIx) {
+        let Some(OutboundThreads { network, threads }) = self.outbound.remove(&ix) else { return };
+        self.set_tun(ix, None);
+        network.stop();
+        threads.into_iter().for_each(join);
     }
 
-    /// Networks whose thread has ended by itself: the device is gone, and has to be made anew.
+    /// Networks of which a thread has ended by itself: the device is gone, and has to be made anew.
     pub fn lost_networks(&self) -> Vec<NetworkIx> {
-        self.outbound.iter().filter(|(_, t)| t.thread.is_finished()).map(|(network, _)| *network).collect()
+        let lost = |of: &OutboundThreads| of.threads.iter().any(JoinHandle::is_finished);
+        self.outbound.iter().filter(|(_, of)| lost(of)).map(|(ix, _)| *ix).collect()
     }
 
     /// Stops every thread and waits for them. Dropping does the same.
@@ -179,21 +213,21 @@ impl PacketLoops {
             self.inbound.wake();
             join(thread);
         }
-        if let Some((wire, stop, thread)) = self.lanes_thread.take() {
+        for LanesThread { stop, socket, thread } in self.lanes_threads.drain(..) {
             stop.store(true, Relaxed);
-            wire.socket.wake();
+            socket.wake();
             join(thread);
         }
     }
 
-    fn set_tun(&self, network: NetworkIx, tun: Option<Arc<Tun>>) {
+    fn set_tun(&self, network: NetworkIx, queues: Option<Queues>) {
         self.shared.tuns.rcu(|tuns| {
             let mut tuns = Vec::clone(tuns);
             let ix = usize::from(network.0);
             if tuns.len() <= ix {
                 tuns.resize(ix + 1, None);
             }
-            tuns[ix].clone_from(&tun);
+            tuns[ix].clone_from(&queues);
             tuns
         });
     }

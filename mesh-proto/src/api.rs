@@ -113,6 +113,9 @@ pub struct Lane {
     pub reordered_packets: u64,
     /// Not authentic, or not for the first time.
     pub refused_packets: u64,
+    /// UDP ports, ours -> the peer's, between which packets of our further packet workers do not get through: they take the first one's.
+    #[serde(default)]
+    pub unheard_ports: Vec<String>,
 }
 
 /// `GET /v1/peers/NAME`.

@@ -47,13 +47,24 @@ pub struct NetworkHandle {
 pub struct LaneOffer {
     /// AEADs by the numbers of TLS cipher suites (RFC 8446 appendix B.4), the best first. That of the dialer decides.
     pub ciphers: Vec<u16>,
+    /// Packet workers of the sender: it receives lanes on as many UDP ports, the first of which is the connection's.
+    pub workers: u8,
 }
 
 /// The sender can receive a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct LaneReady {
+    /// Whose lane it is: that of the workers of this number, which both sides have.
+    pub worker: u8,
     /// From 0, one after the other.
     pub lane: u32,
+}
+
+/// The answer to a packet without frames on a lane of this worker: it has come, so that packets get through to the port that they go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct LaneHeard {
+    /// Not 0, whose packets go where the connection's go.
+    pub worker: u8,
 }
 
 /// All that goes over a control stream.
@@ -73,6 +84,8 @@ pub enum Message {
     LaneOffer(LaneOffer),
     /// See there.
     LaneReady(LaneReady),
+    /// See there.
+    LaneHeard(LaneHeard),
     /// The sender can receive probes beside the connection. One that cannot steps over it, and probes travel as DATAGRAM frames.
     ProbesReady,
 }
@@ -89,6 +102,7 @@ impl Message {
             Self::LaneOffer(m) => (16, codec::encode(m)),
             Self::LaneReady(m) => (17, codec::encode(m)),
             Self::ProbesReady => (18, codec::encode(&())),
+            Self::LaneHeard(m) => (19, codec::encode(m)),
         };
         let mut bytes = Vec::with_capacity(HEADER + body.len());
         bytes.extend_from_slice(&Header { kind, len: body.len() }.encode());
@@ -107,6 +121,7 @@ impl Message {
             16 => Self::LaneOffer(codec::decode(body)?),
             17 => Self::LaneReady(codec::decode(body)?),
             18 => codec::decode(body).map(|()| Self::ProbesReady)?,
+            19 => Self::LaneHeard(codec::decode(body)?),
             _ => return Ok(None),
         }))
     }
@@ -213,9 +228,14 @@ mod tests {
     #[test]
     fn the_bytes_about_lanes_do_not_change() {
         for (message, kind, bytes) in [
-            (Message::LaneOffer(LaneOffer { ciphers: vec![0x1301] }), 16, &b"\x01\xfb\x01\x13"[..]),
-            (Message::LaneReady(LaneReady { lane: 7 }), 17, b"\x07"),
+            (
+                Message::LaneOffer(LaneOffer { ciphers: vec![0x1301], workers: 2 }),
+                16,
+                &b"\x01\xfb\x01\x13\x02"[..],
+            ),
+            (Message::LaneReady(LaneReady { worker: 1, lane: 7 }), 17, b"\x01\x07"),
             (Message::ProbesReady, 18, b""),
+            (Message::LaneHeard(LaneHeard { worker: 1 }), 19, b"\x01"),
         ] {
             let encoded = message.encode();
             let (header, body) = split(&encoded);

@@ -23,6 +23,9 @@ pub const MAX_RECORDS: usize = 8192;
 /// Networks a node may have: a handle is one byte.
 pub const MAX_NETWORKS: usize = 64;
 
+/// Most packet workers of a node: each has a UDP port of its own.
+pub const MAX_WORKERS: u8 = 16;
+
 /// Lines of a packet's journey on one node: VM, host, host once more, VM, and room to grow.
 pub const MAX_TRACE_HOPS: usize = 8;
 

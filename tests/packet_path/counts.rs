@@ -100,7 +100,7 @@ impl Node {
         let network = now.network(self.network);
         let transmit = network.flow(Flow::Transmit);
         assert_eq!(
-            now.worker(Worker::Outbound(self.network)).packets,
+            now.worker(Worker::Outbound(self.network, 0)).packets,
             transmit.packets + network.flow(Flow::Hairpin).packets + now.outbound.all_dropped(),
             "outbound: {now:?}"
         );
@@ -258,7 +258,7 @@ proptest! {
             pair.a.counters.snapshot().outbound.dropped.into_iter().filter(|(_, n)| *n > 0).collect();
         drops.remove(&DropReason::QueueFull);
         let got = Expected {
-            came: pair.a.came(Worker::Outbound(NETWORK_A)),
+            came: pair.a.came(Worker::Outbound(NETWORK_A, 0)),
             transmit: pair.a.flow(Flow::Transmit) + queue_full,
             hairpin: pair.a.flow(Flow::Hairpin),
             drops,

@@ -156,7 +156,8 @@ fn of_all_numbers_of_networks_a_peer_uses_only_those_that_it_is_a_part_of() {
     let mut lanes = OnLanes::new(u64::MAX);
     let b = &mut lanes.pair.b;
     let (office, device) = UnixDatagram::pair().unwrap();
-    b.loops.add_network(OFFICE, Arc::new(Tun::from_fd(device.into(), "office").unwrap())).unwrap();
+    let tun = Arc::new(Tun::from_fd(device.into(), "office").unwrap());
+    b.loops.add_network(OFFICE, vec![tun]).unwrap();
     // the same prefixes, which are another's there
     let elsewhere = NetworkSpec {
         name: "office".parse().unwrap(),

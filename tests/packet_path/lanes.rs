@@ -44,7 +44,7 @@ impl OnLanes {
     /// Of so many packets a lane; `way`: where A sends what is for B's address.
     pub(super) fn by(limit: u64, way: impl FnOnce(SocketAddr) -> SocketAddr) -> Self {
         let mut ratchets =
-            [Side::Client, Side::Server].map(|side| Ratchet::new(&SECRET, b"", Cipher::Aes128Gcm, side));
+            [Side::Client, Side::Server].map(|side| Ratchet::new(&SECRET, b"", 0, Cipher::Aes128Gcm, side));
         let [lane_a, lane_b] = ratchets.each_mut().map(Ratchet::next_lane);
         let [next_a, next_b] = ratchets.each_mut().map(Ratchet::next_lane);
         let wires =
@@ -61,13 +61,12 @@ impl OnLanes {
         let mut nodes = Vec::new();
         for (at, (connection, (network, spec, theirs))) in connections.into_iter().zip(own).enumerate() {
             let asked = asked.clone();
-            let half_used = Box::new(move |lane| {
+            let half_used = Arc::new(move |_, lane| {
                 asked.lanes.lock().unwrap().push(lane);
                 !asked.busy.load(Relaxed)
             });
-            let socket = wires[at].socket.clone();
-            let (to, beside) = (to[at], Arc::default());
-            let carrier = Arc::new(LaneCarrier::new(socket, to, None, connection.clone(), beside, half_used));
+            let (wire, to, beside) = (&wires[at], to[at], Arc::default());
+            let carrier = Arc::new(LaneCarrier::new(wire, to, None, connection.clone(), beside, half_used));
             carriers.push(carrier.clone());
             nodes.push(Node::new(&runtime, connection, (network, spec), theirs, |_| carrier));
         }
@@ -77,7 +76,7 @@ impl OnLanes {
             let end = LaneEnd::new(node.tunnel.clone(), Arc::default(), opener);
             assert!(wire.table.add(id, end).is_some());
             match carrier {
-                Some(carrier) => carrier.change(number, sealer.limited(limit)),
+                Some(carrier) => carrier.change(0, number, sealer.limited(limit)),
                 None => return Some(sealer),
             }
             None
@@ -86,8 +85,8 @@ impl OnLanes {
         receive(&mut b, &wires[1], lane_b, Some(&carriers[1]));
         let next_of_a = receive(&mut a, &wires[0], next_a, None).unwrap();
         receive(&mut b, &wires[1], next_b, None);
-        a.loops.receive_lanes(wires[0].clone()).unwrap();
-        b.loops.receive_lanes(wires[1].clone()).unwrap();
+        a.loops.receive_lanes(&wires[0]).unwrap();
+        b.loops.receive_lanes(&wires[1]).unwrap();
         let carrier_a = carriers.swap_remove(0);
         let pair = Pair { a, b, _endpoints: endpoints, runtime };
         Self { pair, wires, carrier_a, asked, next_of_a }
@@ -157,7 +156,7 @@ fn a_lane_that_is_spent_seals_nothing_more_and_none_of_its_packets_was_readable(
         assert!(if busy { asked > 1 } else { asked == 1 }, "asked {asked} times");
         assert_eq!(through(40).len(), 0, "it is still spent");
         // the next one is there
-        lanes.carrier_a.change(1, lanes.next_of_a.limited(LIMIT));
+        lanes.carrier_a.change(0, 1, lanes.next_of_a.limited(LIMIT));
         let next = through(40);
         assert!((2..=LIMIT as usize).contains(&next.len()), "{} packets", next.len());
         assert!(next.iter().all(|packet| LaneId::claimed(packet) != LaneId::claimed(&seen[0])));

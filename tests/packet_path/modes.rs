@@ -318,7 +318,7 @@ fn quiet() -> impl FnMut(usize, usize) -> bool {
 
 /// The frames in datagrams of A's first lane, as B delivers them.
 fn delivered_of(datagrams: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    let mut opener = Ratchet::new(&SECRET, b"", Cipher::Aes128Gcm, Side::Server).next_lane().opener;
+    let mut opener = Ratchet::new(&SECRET, b"", 0, Cipher::Aes128Gcm, Side::Server).next_lane().opener;
     let mut packets = Vec::new();
     for datagram in datagrams {
         let mut datagram = datagram.clone();
@@ -411,16 +411,16 @@ proptest! {
 
 /// A pair over an underlay.
 enum Made {
-    Lanes(OnLanes),
-    Standard(Pair),
+    Lanes(Box<OnLanes>),
+    Standard(Box<Pair>),
 }
 
 impl Made {
     fn by(underlay: &Underlay, lanes: bool) -> Self {
         if lanes {
-            Self::Lanes(OnLanes::by(u64::MAX, |b| underlay.before(b)))
+            Self::Lanes(Box::new(OnLanes::by(u64::MAX, |b| underlay.before(b))))
         } else {
-            Self::Standard(Pair::by(|b| underlay.before(b)))
+            Self::Standard(Box::new(Pair::by(|b| underlay.before(b))))
         }
     }
 

@@ -121,7 +121,8 @@ pub const KEYS: &[Key] = &[
         "string or list of strings",
         "the listen address, or with a wildcard every global address that is no segment's",
         r#"["198.51.100.11:4650"]"#,
-        "Endpoints told to other nodes, where they differ from what this host sees, as behind a static NAT.",
+        "Endpoints told to other nodes, where they differ from what this host sees, as behind a static NAT. With several `workers` \
+         that has to map the ports after it as well.",
     ),
     restart(
         "node",
@@ -167,7 +168,15 @@ pub const KEYS: &[Key] = &[
         "Packets after which a lane gives way to the next one and its keys are forgotten: 1000 to 4194304, which is half of \
          what AES-GCM may protect with one key (RFC 9001).",
     ),
-    restart("node", "workers", "integer", "1", "1", "Packet workers; this version has one."),
+    restart(
+        "node",
+        "workers",
+        "integer",
+        "1",
+        "4",
+        "Packet workers: 1 to 16. Each has a queue of every TUN, a UDP port (that of `listen`, and those after it) and a pair of \
+         threads. Between two nodes as many work as the one with fewer has; with transport \"datagram\" there is one.",
+    ),
     restart(
         "node",
         "offloads",

@@ -34,7 +34,9 @@ fn each_bad_file_names_its_line_and_what_is_wrong() {
         ("[node]\nlisten = \"0.0.0.0:0\"", 2, "port 0"),
         ("[node]\nkeepalive = \"1h\"", 2, "not a duration"),
         ("[node]\nmtu = 100", 2, "576 to 65000"),
-        ("[node]\nworkers = 2", 2, "not supported by this version"),
+        ("[node]\nworkers = 0", 2, "give 1 to 16"),
+        ("[node]\nworkers = 17", 2, "give 1 to 16"),
+        ("[node]\nlisten = \"0.0.0.0:65534\"\nworkers = 3", 3, "from that of listen on"),
         ("[node]\noffloads = [\"lro\"]", 2, "no offload"),
         ("[node]\noffloads = [\"tso\", \"gso\"]", 2, "need \"csum\""),
         ("[node]\ntransport = \"tcp\"", 2, "is no transport"),
@@ -51,6 +53,14 @@ fn each_bad_file_names_its_line_and_what_is_wrong() {
         let errors = parse(text).expect_err(text);
         assert!(errors.0.iter().any(|e| e.line == line && e.text.contains(words)), "{text}: {errors}");
     }
+}
+
+#[test]
+fn workers_are_as_many_as_there_are_ports() {
+    assert_eq!(parse("").expect("parses").node.workers, 1);
+    assert_eq!(parse("[node]\nworkers = 16").expect("parses").node.workers, 16);
+    let text = "[node]\nlisten = \"0.0.0.0:65534\"\nworkers = 2";
+    assert_eq!(parse(text).expect("the last port").node.workers, 2);
 }
 
 #[test]

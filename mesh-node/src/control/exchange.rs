@@ -33,7 +33,7 @@ impl Control {
             }
             Message::TraceRequest(request) => self.trace_requested(conn, request, now),
             // the control loop's: how packets travel decides nothing here
-            Message::LaneOffer(_) | Message::LaneReady(_) | Message::ProbesReady => {}
+            Message::LaneOffer(_) | Message::LaneReady(_) | Message::LaneHeard(_) | Message::ProbesReady => {}
             Message::TraceReply(reply) => self.trace_replied(conn, reply, now),
         }
     }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use mesh_proto::api::{self, Pace, PeerPace, Performance, Queue, SocketOffloads, TunOffloads, WorkerPace};
 
 use super::Control;
+use super::event::LocalNetwork;
 use super::status::{Live, PathFigures};
 use crate::config::offloads::{Offload, Offloads};
 use crate::forward::DropReason;
-use crate::forward::counters::{Direction, Snapshot, Worker, WorkerSnapshot};
+use crate::forward::counters::{Direction, Snapshot, WorkerSnapshot};
 use crate::forward::fib::NetworkIx;
 
 /// The one UDP socket's name in notes and notices.
@@ -130,9 +131,12 @@ impl Control {
     ) -> Performance {
         let interval = after.uptime.saturating_sub(before.uptime);
         let networks = &self.local.networks;
-        let named = networks.iter().map(|n| (Worker::Outbound(n.ix), Some(n.name.to_string())));
-        let lanes = after.counters.has_lanes.then_some((Worker::Lanes, None));
-        let workers = named.chain([(Worker::Inbound, None)]).chain(lanes).map(|(worker, network)| {
+        let of_network = |n: &LocalNetwork| {
+            let name = n.name.to_string();
+            after.counters.outbound_workers(n.ix).map(move |worker| (worker, Some(name.clone())))
+        };
+        let inbound = after.counters.inbound_workers().map(|worker| (worker, None));
+        let workers = networks.iter().flat_map(of_network).chain(inbound).map(|(worker, network)| {
             let [old, new] = [before, after].map(|sample| sample.counters.worker(worker));
             WorkerPace {
                 worker: worker.name(),
@@ -142,7 +146,7 @@ impl Control {
                 since_start: pace(WorkerSnapshot::default(), new, after.uptime),
             }
         });
-        let tun = |network: &super::event::LocalNetwork| {
+        let tun = |network: &LocalNetwork| {
             let used = facts.tuns.get(&network.ix).copied().unwrap_or_default();
             TunOffloads {
                 network: network.name.to_string(),
@@ -274,7 +278,7 @@ pub fn advice(found: &Performance) -> Vec<String> {
             ));
         } else if busy_share > BUSY {
             advice.push(format!(
-                "{} is busy {} of the time: this thread is the limit, and larger packets are the remedy",
+                "{} is busy {} of the time: this thread is the limit; more `workers`, where cores are idle, or larger packets",
                 worker.worker,
                 percent(busy_share)
             ));

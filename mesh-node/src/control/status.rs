@@ -24,7 +24,7 @@ const EXPIRY_WARNING: i64 = 14 * 86_400;
 const IPV6_MIN_MTU: u32 = 1280;
 
 /// Live figures of a tunnel, which `io` knows.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Figures {
     /// Round-trip time.
     pub rtt: Duration,
@@ -33,7 +33,7 @@ pub struct Figures {
 }
 
 /// Live figures of a lane.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct LaneFigures {
     /// Name of what protects it.
     pub cipher: &'static str,
@@ -43,6 +43,8 @@ pub struct LaneFigures {
     pub since: Instant,
     /// Packets that it may still carry.
     pub packets_left: u64,
+    /// UDP ports, ours and the peer's, between which the packets of our further workers do not get through.
+    pub unheard: Vec<(u16, u16)>,
 }
 
 /// Counts of a connection's path since it began, and what waits now.
@@ -192,7 +194,7 @@ impl Control {
                 continue;
             };
             let figures = peer.tunnel.as_ref().and_then(|t| live.figures(t.conn));
-            answer.rtt_seconds = figures.map(|f| f.rtt.as_secs_f64());
+            answer.rtt_seconds = figures.as_ref().map(|f| f.rtt.as_secs_f64());
             if let Some(lane) = figures.and_then(|f| f.lane) {
                 answer.transport = Some("lanes".into());
                 let seen = live.underlay(peer.ix);
@@ -203,6 +205,7 @@ impl Control {
                     packets_left: lane.packets_left,
                     lost_packets: seen.lost,
                     reordered_packets: seen.reordered,
+                    unheard_ports: lane.unheard.iter().map(|(from, to)| format!("{from} -> {to}")).collect(),
                     refused_packets: seen.duplicate + seen.replayed + seen.forged,
                 });
             }

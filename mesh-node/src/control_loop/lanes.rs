@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_proto::hello::{LaneOffer, LaneReady, Message};
+use mesh_proto::hello::{LaneHeard, LaneOffer, LaneReady, Message};
+use mesh_proto::limits::MAX_WORKERS;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tracing::debug;
@@ -30,7 +31,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Most lanes that a tunnel may have in a second. Each costs time that grows with the number of tunnels.
 const LANES_PER_SECOND: u32 = 1000;
 
-/// Lanes of one tunnel that can be received at a time: the one in use, the next, and one before that is running empty.
+/// Lanes of one worker that can be received at a time: the one in use, the next, and one before that is running empty.
 const RECEIVED: usize = 3;
 
 /// Most ciphers that an offer may name.
@@ -40,7 +41,7 @@ const MAX_CIPHERS: usize = 16;
 pub struct LaneSetup {
     /// The way to and from the wire.
     pub wire: LaneWire,
-    /// Where outbound threads say that a lane is half used.
+    /// Where packet threads say that a lane is half used, or heard.
     pub events: mpsc::Sender<Event>,
     /// Packets after which the next lane is made; twice as many end a lane.
     pub packets: u64,
@@ -63,12 +64,18 @@ struct Session {
     carrier: Option<Arc<LaneCarrier>>,
     /// Once its packets may be taken.
     tunnel: Option<Arc<Tunnel>>,
-    agreement: Option<Agreement>,
+    /// Of each worker that both sides have, once both have offered.
+    sets: Vec<Set>,
+    pace: Pace,
+}
+
+/// The lanes of the workers of one number.
+struct Set {
+    agreement: Agreement,
     /// Lanes that can be received, the newest last.
     receiving: Vec<LaneId>,
     /// Ends those before the newest.
     endings: Endings,
-    pace: Pace,
     /// The lane sent on, and since when.
     sending: Option<(u32, Instant)>,
 }
@@ -87,9 +94,9 @@ impl Lanes {
         writer: &mpsc::Sender<Message>,
         heard: Arc<Heard>,
     ) {
-        let (Some(_), Some(secret)) = (&self.setup, secret) else { return };
+        let (Some(setup), Some(secret)) = (&self.setup, secret) else { return };
         // the queue is new, and as good as empty
-        if writer.try_send(Message::LaneOffer(our_offer())).is_err() {
+        if writer.try_send(Message::LaneOffer(our_offer(&setup.wire))).is_err() {
             return;
         }
         let session = Session {
@@ -99,11 +106,8 @@ impl Lanes {
             writer: writer.clone(),
             carrier: None,
             tunnel: None,
-            agreement: None,
-            receiving: Vec::new(),
-            endings: Endings::new(GRACE),
+            sets: Vec::new(),
             pace: Pace::default(),
-            sending: None,
         };
         self.sessions.insert(conn, session);
     }
@@ -118,11 +122,11 @@ impl Lanes {
         let setup = self.setup.as_ref()?;
         let session = self.sessions.get_mut(&conn)?;
         let events = setup.events.clone();
-        let half_used = Box::new(move |lane| events.try_send(Event::LaneHalfUsed { conn, lane }).is_ok());
+        let half_used =
+            Arc::new(move |worker, lane| events.try_send(Event::LaneHalfUsed { conn, worker, lane }).is_ok());
         // neither changes: a connection does not migrate
         let (to, from) = (connection.remote_address(), connection.local_ip());
-        let socket = setup.wire.socket.clone();
-        let carrier = LaneCarrier::new(socket, to, from, connection.clone(), beside.clone(), half_used);
+        let carrier = LaneCarrier::new(&setup.wire, to, from, connection.clone(), beside.clone(), half_used);
         let carrier = Arc::new(carrier);
         session.carrier = Some(carrier.clone());
         Some(carrier)
@@ -133,10 +137,17 @@ impl Lanes {
         let (Some(setup), Some(session)) = (&self.setup, self.sessions.get_mut(&conn)) else { return Ok(()) };
         match message {
             Message::LaneOffer(theirs) => session.offered(conn, theirs, setup),
-            Message::LaneReady(LaneReady { lane }) => {
-                let agreement = session.agreement.as_mut().ok_or("a lane before an offer of lanes")?;
-                let steps = agreement.handle_ready(*lane).map_err(|e| e.to_string())?;
-                session.carry_out(conn, steps, setup)
+            Message::LaneReady(LaneReady { worker, lane }) => {
+                let set = session.sets.get_mut(usize::from(*worker));
+                let set = set.ok_or("a lane of no worker, or before an offer of lanes")?;
+                let steps = set.agreement.handle_ready(*lane).map_err(|e| e.to_string())?;
+                session.carry_out(conn, *worker, steps, setup)
+            }
+            Message::LaneHeard(LaneHeard { worker }) => {
+                if let Some(carrier) = &session.carrier {
+                    carrier.heard(*worker, now().mono);
+                }
+                Ok(())
             }
             _ => Ok(()),
         }
@@ -150,17 +161,23 @@ impl Lanes {
     }
 
     /// Half of what a lane may carry has been sent.
-    pub(super) fn half_used(&mut self, conn: ConnId, lane: u32) -> Result<(), String> {
+    pub(super) fn half_used(&mut self, conn: ConnId, worker: u8, lane: u32) -> Result<(), String> {
         let (Some(setup), Some(session)) = (&self.setup, self.sessions.get_mut(&conn)) else { return Ok(()) };
-        let Some(agreement) = &mut session.agreement else { return Ok(()) };
-        let steps = agreement.handle_half_used(lane);
-        session.carry_out(conn, steps, setup)
+        let Some(set) = session.sets.get_mut(usize::from(worker)) else { return Ok(()) };
+        let steps = set.agreement.handle_half_used(lane);
+        session.carry_out(conn, worker, steps, setup)
+    }
+
+    /// What a worker of the peer sends arrives: it has asked.
+    pub(super) fn heard(&mut self, conn: ConnId, worker: u8) -> Result<(), String> {
+        let Some(session) = self.sessions.get(&conn) else { return Ok(()) };
+        super::give(&session.writer, Message::LaneHeard(LaneHeard { worker }))
     }
 
     /// A tunnel has ended, and its lanes with it.
     pub(super) fn closed(&mut self, conn: ConnId) {
         let (Some(setup), Some(session)) = (&self.setup, self.sessions.remove(&conn)) else { return };
-        for id in session.receiving {
+        for id in session.sets.into_iter().flat_map(|set| set.receiving) {
             setup.wire.table.remove(id);
         }
     }
@@ -174,10 +191,12 @@ impl Lanes {
     /// What an operator is told of a tunnel's lane; `None`: its packets travel as DATAGRAM frames of the connection.
     pub(super) fn figures(&self, conn: ConnId) -> Option<LaneFigures> {
         let session = self.sessions.get(&conn)?;
-        let packets_left = session.carrier.as_ref()?.left()?;
-        let (number, since) = session.sending?;
-        let cipher = session.agreement.as_ref()?.cipher().as_str();
-        Some(LaneFigures { cipher, number, since, packets_left })
+        let carrier = session.carrier.as_ref()?;
+        let (packets_left, unheard) = (carrier.left()?, carrier.unheard());
+        let set = session.sets.first()?;
+        let (number, since) = set.sending?;
+        let cipher = set.agreement.cipher().as_str();
+        Some(LaneFigures { cipher, number, since, packets_left, unheard })
     }
 }
 
@@ -190,7 +209,10 @@ impl Session {
                 theirs.ciphers.len()
             ));
         }
-        let ours = our_offer();
+        if !(1..=MAX_WORKERS).contains(&theirs.workers) {
+            return Err(format!("an offer of {} workers, of which {MAX_WORKERS} may be", theirs.workers));
+        }
+        let ours = our_offer(&setup.wire);
         let (dialer, acceptor) = match self.side {
             Side::Client => (&ours, theirs),
             Side::Server => (theirs, &ours),
@@ -200,44 +222,67 @@ impl Session {
             return Ok(());
         };
         let both = [dialer, acceptor].map(|offer| Message::LaneOffer(offer.clone()).encode()).concat();
-        self.agreement = Some(Agreement::new(Ratchet::new(secret.bytes(), &both, cipher, self.side)));
+        let sets = (0..ours.workers.min(theirs.workers)).map(|worker| Set {
+            agreement: Agreement::new(Ratchet::new(secret.bytes(), &both, worker, cipher, self.side)),
+            receiving: Vec::new(),
+            endings: Endings::new(GRACE),
+            sending: None,
+        });
+        self.sets = sets.collect();
         self.start(conn, setup)
     }
 
-    /// Makes the first lane once both sides have offered and packets may be taken.
+    /// Makes the first lane of each worker once both sides have offered and packets may be taken.
     fn start(&mut self, conn: ConnId, setup: &LaneSetup) -> Result<(), String> {
-        let (Some(agreement), Some(_)) = (&mut self.agreement, &self.tunnel) else { return Ok(()) };
-        let steps = agreement.start();
-        self.carry_out(conn, steps, setup)
+        if self.tunnel.is_none() {
+            return Ok(());
+        }
+        (0..).zip(0..self.sets.len()).try_for_each(|(worker, at)| {
+            let steps = self.sets[at].agreement.start();
+            self.carry_out(conn, worker, steps, setup)
+        })
     }
 
-    fn carry_out(&mut self, conn: ConnId, steps: Vec<Step>, setup: &LaneSetup) -> Result<(), String> {
+    fn carry_out(
+        &mut self,
+        conn: ConnId,
+        worker: u8,
+        steps: Vec<Step>,
+        setup: &LaneSetup,
+    ) -> Result<(), String> {
         // there are steps only after `start`
         let (Some(tunnel), Some(carrier)) = (&self.tunnel, &self.carrier) else { return Ok(()) };
+        let Some(set) = self.sets.get_mut(usize::from(worker)) else { return Ok(()) };
         for step in steps {
             match step {
                 Step::Receive { number, id, opener } => {
                     self.pace.next(now().mono)?;
-                    let end = LaneEnd::new(tunnel.clone(), self.heard.clone(), *opener);
+                    let mut end = LaneEnd::new(tunnel.clone(), self.heard.clone(), *opener);
+                    if worker > 0 {
+                        let events = setup.events.clone();
+                        let answer = move || events.try_send(Event::LaneHeard { conn, worker }).is_ok();
+                        end = end.of_worker(worker, Box::new(answer));
+                    }
                     let Some(next) = setup.wire.table.add(id, end) else {
                         return Err(format!("lane {number} has an ID that is taken"));
                     };
-                    if let Some(before) = self.receiving.last() {
-                        self.endings.later(&setup.wire.table, *before, next);
+                    if let Some(before) = set.receiving.last() {
+                        set.endings.later(&setup.wire.table, *before, next);
                     }
-                    self.receiving.push(id);
-                    if self.receiving.len() > RECEIVED {
-                        setup.wire.table.remove(self.receiving.remove(0));
+                    set.receiving.push(id);
+                    if set.receiving.len() > RECEIVED {
+                        setup.wire.table.remove(set.receiving.remove(0));
                     }
                 }
                 Step::Announce(lane) => {
-                    let ready = Message::LaneReady(LaneReady { lane });
+                    let ready = Message::LaneReady(LaneReady { worker, lane });
                     super::give(&self.writer, ready)?;
                 }
                 Step::Send { number, sealer } => {
-                    debug!(?conn, lane = number, "packets travel on a lane");
-                    carrier.change(number, sealer.limited(setup.packets.saturating_mul(2)));
-                    self.sending = Some((number, now().mono));
+                    debug!(?conn, worker, lane = number, "packets travel on a lane");
+                    let sealer = sealer.limited(setup.packets.saturating_mul(2));
+                    carrier.change(worker, number, sealer);
+                    set.sending = Some((number, now().mono));
                 }
             }
         }
@@ -306,12 +351,12 @@ impl Pace {
 }
 
 /// The fastest of this processor first.
-fn our_offer() -> LaneOffer {
+fn our_offer(wire: &LaneWire) -> LaneOffer {
     let mut ciphers = Cipher::ALL;
     if !crate::io::lane::has_aes() {
         ciphers.reverse();
     }
-    LaneOffer { ciphers: ciphers.map(|cipher| cipher as u16).into() }
+    LaneOffer { ciphers: ciphers.map(|cipher| cipher as u16).into(), workers: wire.workers() }
 }
 
 #[cfg(test)]

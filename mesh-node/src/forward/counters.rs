@@ -10,10 +10,11 @@
 //!
 //! but for the RSTs that this node itself makes for servers of drained flows: those are transmitted, and came from nowhere.
 //!
-//! Drops going out, and what a peer is sent, are added to by one thread per network; every other count has one writer.
+//! A worker's counts are added to by its own thread only, and the number of flows that stay by the first worker of their network;
+//! all others by every thread that has packets of that kind.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -127,13 +128,16 @@ const FLOWS: usize = Flow::CarriedReceive as usize + 1;
 struct NetworkCounts {
     flows: [Traffic; FLOWS],
     mapped: [Count; 2],
-    worker: WorkerCounts,
+    /// By number.
+    workers: Box<[WorkerCounts]>,
     flow_overflows: Count,
     /// Flows in progress by egress: the latest, put here whole once a second at most.
     pinned: ArcSwap<Vec<Pinned>>,
 }
 
+/// In cache lines of its own: two threads that count do not wait for each other.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 struct WorkerCounts {
     packets: Count,
     superpackets: Count,
@@ -172,32 +176,35 @@ impl WorkerCounts {
     }
 }
 
-/// A worker: a packet thread. Its name is that of the thread, and the metric label.
+/// A worker: a packet thread. Its name is that of the thread, and the metric label. Where there are several of a kind, the
+/// number is the last field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Worker {
-    /// From a network's TUN to the tunnels.
-    Outbound(NetworkIx),
+    /// From a queue of a network's TUN to the tunnels.
+    Outbound(NetworkIx, u8),
     /// From the tunnels to every TUN.
     Inbound,
-    /// From the UDP socket to every TUN: packets of lanes.
-    Lanes,
+    /// From a UDP socket to every TUN: packets of lanes.
+    Lanes(u8),
 }
 
 impl Worker {
-    /// Its name.
+    /// Its name: at most 15 bytes, which is what the kernel keeps of a thread's.
     pub fn name(self) -> String {
         match self {
-            Self::Outbound(network) => format!("mesh-out-{}", network.0),
+            Self::Outbound(network, 0) => format!("mesh-out-{}", network.0),
+            Self::Outbound(network, worker) => format!("mesh-out-{}.{worker}", network.0),
             Self::Inbound => "mesh-in".to_owned(),
-            Self::Lanes => "mesh-lanes".to_owned(),
+            Self::Lanes(0) => "mesh-lanes".to_owned(),
+            Self::Lanes(worker) => format!("mesh-lanes.{worker}"),
         }
     }
 
     /// Which way its packets go.
     pub fn direction(self) -> Direction {
         match self {
-            Self::Outbound(_) => Direction::Outbound,
-            Self::Inbound | Self::Lanes => Direction::Inbound,
+            Self::Outbound(..) => Direction::Outbound,
+            Self::Inbound | Self::Lanes(_) => Direction::Inbound,
         }
     }
 }
@@ -213,43 +220,46 @@ impl Drops {
     }
 }
 
-/// All counts that are not a peer's. One per pair of loops.
+/// All counts that are not a peer's. One per node.
 #[derive(Debug)]
 pub struct Counters {
     dropped: [[Count; DropReason::ALL.len()]; 2],
     /// By `NetworkIx`.
     networks: Vec<NetworkCounts>,
     inbound: WorkerCounts,
-    lanes: WorkerCounts,
-    /// Whether that worker exists.
-    has_lanes: AtomicBool,
+    /// By number.
+    lanes: Box<[WorkerCounts]>,
+    /// How many of them exist.
+    lanes_workers: AtomicU8,
     unknown_lane: Count,
     port_dropped: Count,
 }
 
 impl Default for Counters {
     fn default() -> Self {
-        Self::new()
+        Self::new(1)
     }
 }
 
 impl Counters {
-    /// All zero, with room for every network there can be.
-    pub fn new() -> Self {
+    /// All zero, with room for every network there can be, and for so many workers of each.
+    pub fn new(workers: u8) -> Self {
+        let workers = || (0..workers).map(|_| WorkerCounts::default()).collect();
+        let network = |_| NetworkCounts { workers: workers(), ..NetworkCounts::default() };
         Self {
             dropped: Default::default(),
-            networks: (0..MAX_NETWORKS).map(|_| NetworkCounts::default()).collect(),
+            networks: (0..MAX_NETWORKS).map(network).collect(),
             inbound: WorkerCounts::default(),
-            lanes: WorkerCounts::default(),
-            has_lanes: AtomicBool::new(false),
+            lanes: workers(),
+            lanes_workers: AtomicU8::new(0),
             unknown_lane: Count::default(),
             port_dropped: Count::default(),
         }
     }
 
-    /// There is a worker for lanes: its counts exist from now on.
+    /// There is one more worker for lanes, of the next number: its counts exist from now on.
     pub fn add_lanes_worker(&self) {
-        self.has_lanes.store(true, Relaxed);
+        self.lanes_workers.fetch_add(1, Relaxed);
     }
 
     /// Counts datagrams of no lane that is known, and datagrams that found QUIC's queue full.
@@ -317,9 +327,11 @@ impl Counters {
 
     fn worker(&self, worker: Worker) -> Option<&WorkerCounts> {
         match worker {
-            Worker::Outbound(network) => self.networks.get(usize::from(network.0)).map(|n| &n.worker),
+            Worker::Outbound(network, worker) => {
+                self.networks.get(usize::from(network.0))?.workers.get(usize::from(worker))
+            }
             Worker::Inbound => Some(&self.inbound),
-            Worker::Lanes => Some(&self.lanes),
+            Worker::Lanes(worker) => self.lanes.get(usize::from(worker)),
         }
     }
 
@@ -334,16 +346,17 @@ impl Counters {
         let network = |n: &NetworkCounts| NetworkSnapshot {
             flows: std::array::from_fn(|flow| n.flows[flow].read()),
             mapped: Direction::ALL.map(|d| n.mapped[d as usize].read()),
-            worker: n.worker.read(),
             flow_overflows: n.flow_overflows.read(),
         };
+        let read = |workers: &[WorkerCounts]| workers.iter().map(WorkerCounts::read).collect();
+        let lanes = usize::from(self.lanes_workers.load(Relaxed));
         Snapshot {
             outbound: DirectionSnapshot { dropped: dropped(Direction::Outbound) },
             inbound: DirectionSnapshot { dropped: dropped(Direction::Inbound) },
             networks: self.networks.iter().map(network).collect(),
+            outbound_workers: self.networks.iter().map(|n| read(&n.workers)).collect(),
             inbound_worker: self.inbound.read(),
-            lanes_worker: self.lanes.read(),
-            has_lanes: self.has_lanes.load(Relaxed),
+            lanes_workers: self.lanes.iter().take(lanes).map(WorkerCounts::read).collect(),
             unknown_lane: self.unknown_lane.read(),
             port_dropped: self.port_dropped.read(),
         }

@@ -7,7 +7,8 @@
 //!                                                    └──────► its egress is drained: TCP is reset, all else elected anew
 //! ```
 //!
-//! Owned by the outbound thread of its network: no lock. Only packets of the VMs are seen here, not the answers.
+//! One table a network: who shares it among outbound threads gives [`FlowAccess`]. Only packets of the VMs are seen here, not the
+//! answers.
 //! 8192 sets of 8 flows, so that each packet costs the same whatever an attacker sends. A full set makes room by giving up
 //! what has ended, then what has only begun, then the idlest; a flow in use is never given up, and one that finds no room goes
 //! by the election, unpinned, and is counted.
@@ -20,11 +21,13 @@ use mesh_proto::ip::{Fragment, Layout, transport};
 use super::fib::{Egress, EgressVia, NetworkFib};
 use key::{Key, Parts};
 
+mod access;
 mod key;
 pub mod reset;
 #[cfg(test)]
 mod tests;
 
+pub use access::FlowAccess;
 pub use reset::Reset;
 
 /// Seconds since any fixed moment.

@@ -19,7 +19,7 @@ pub mod prefix_map;
 pub mod segment;
 
 use fib::{Egress, EgressVia, Expose, NetworkFib, Owner, PeerIx, holding};
-use flows::{Flows, Seconds, Way};
+use flows::{FlowAccess, Seconds, Way};
 use prefix_map::{Mapping, Rewrite};
 
 /// Why a packet is dropped: also the label of the metric and the field of the log.
@@ -132,9 +132,10 @@ impl Outcome {
 }
 
 /// Where the Internet is, seen from a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Internet {
     /// Nowhere: from mesh to mesh.
+    #[default]
     No,
     /// Its destination.
     To,
@@ -171,16 +172,18 @@ pub fn translate_outbound(net: &NetworkFib, packet: &mut [u8], partial: bool) ->
 /// [`translate_outbound`] of a packet whose flow stays with its egress node.
 pub fn translate_flow(
     net: &NetworkFib,
-    flows: &mut Flows,
+    flows: &mut impl FlowAccess,
     packet: &mut [u8],
     partial: bool,
     now: Seconds,
 ) -> Outcome {
     let Ok(view) = Packet::parse(&*packet) else { return Outcome::dropped(DropReason::Malformed) };
     let (source, destination, layout) = (view.source(), view.destination(), *view.layout());
-    let plan = plan_outbound(net, source, destination, |via| flows.way(net, packet, &layout, via, now));
+    let plan = plan_outbound(net, source, destination, |via| {
+        flows.flows(|flows| flows.way(net, packet, &layout, via, now))
+    });
     if matches!(plan, Err(DropReason::FlowMoved)) {
-        flows.forget(packet, &layout);
+        flows.flows(|flows| flows.forget(packet, &layout));
     }
     carry_out(plan, packet, &layout, partial)
 }

@@ -94,9 +94,8 @@ pub fn input(control: &Control, view: &View<'_>, counters: &Counters, kernel: &K
         dropped.iter().map(move |(reason, n)| (direction.as_str(), reason.as_str(), *n))
     });
     let networks = control.local_networks();
-    let lanes = counts.has_lanes.then_some(Worker::Lanes);
-    let inbound = [Worker::Inbound].into_iter().chain(lanes);
-    let workers = networks.iter().map(|n| Worker::Outbound(n.ix)).chain(inbound);
+    let outbound = networks.iter().flat_map(|n| counts.outbound_workers(n.ix));
+    let workers = outbound.chain(counts.inbound_workers());
     MetricsInput {
         reload_successful: !control.counts().reload_failed,
         handshakes: durations(&control.counts().handshakes),

@@ -95,6 +95,13 @@ notices! {
         says "an offload is not in use";
         remedy "`mesh-ctl status --verbose` shows those in use; `offloads` in the file switches them";
 
+    /// A further packet worker's packets (`workers`) do not arrive at the UDP port of a peer that they go to. They take the first
+    /// worker's way, and this one is tried once a second.
+    WorkerUnheard { worker: u64, endpoint: SocketAddr }
+        is "worker_unheard", Warn, Together;
+        says "a peer does not hear a packet worker at its UDP port: the first worker's way is taken";
+        remedy "let UDP from and to the ports `listen` to `listen` + `workers` - 1 of both hosts pass the firewalls between them";
+
     /// Something in the kernel was left by an earlier run that did not end politely.
     LeftoverRemoved { what: String }
         is "leftover_removed", Info, Free;

@@ -45,6 +45,7 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
     ("until", "when it ends"),
     ("version", "of the program"),
     ("what", "what it was"),
+    ("worker", "packet worker, from 0"),
 ];
 
 const OPENING: &str = "\

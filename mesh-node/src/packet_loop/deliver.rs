@@ -1,12 +1,13 @@
 //! Mesh to VM, once a frame is out of its tunnel: to which network, whether it may, and into the TUN, joined with others.
 
 use std::io::IoSlice;
-use std::sync::Arc;
 
 use mesh_proto::frame::FrameHeader;
+use mesh_proto::ip::Packet;
 use mesh_proto::limits::FRAME_HEADER;
 
 use super::Shared;
+use super::queues::Queues;
 use crate::config::offloads::Offload;
 use crate::forward::counters::{Direction, Drops, Flow, TrafficCount};
 use crate::forward::fib::NetworkIx;
@@ -29,12 +30,29 @@ pub(super) struct ToNetworks {
 pub(super) struct Means<'a> {
     pub(super) snapshot: &'a Snapshot,
     /// By `NetworkIx`.
-    pub(super) tuns: &'a [Option<Arc<Tun>>],
+    pub(super) tuns: &'a [Option<Queues>],
+    /// Whose queues are written to.
+    pub(super) worker: u8,
+}
+
+impl Means<'_> {
+    /// Where packets of a network are written.
+    fn tun(&self, network: NetworkIx) -> Option<&Tun> {
+        let queues = self.tuns.get(usize::from(network.0))?.as_ref()?;
+        Some(queues.of(self.worker))
+    }
+}
+
+/// What is decided about a packet that is delivered, and holds for those that are joined to it.
+#[derive(Clone, Copy, Default)]
+struct Decided {
+    mapped: bool,
+    internet: Internet,
 }
 
 /// What a batch holds for one network.
 struct ForNetwork {
-    coalescer: Coalescer,
+    coalescer: Coalescer<Decided>,
     count: TrafficCount,
     mapped: u64,
     /// From the Internet, with the sender as egress node; to the Internet, with this node as egress node.
@@ -61,7 +79,7 @@ impl ToNetworks {
     }
 
     /// Checks and maps the packet in a frame, which lies at `start` of the caller's buffer number `buffer`, and puts it to those
-    /// of its network.
+    /// of its network. One that continues a superpacket is looked up and mapped with that.
     pub(super) fn put(
         &mut self,
         means: &Means<'_>,
@@ -77,19 +95,25 @@ impl ToNetworks {
         let ix = usize::from(network.0);
         let net = means.snapshot.fib.network(network).ok_or(DropReason::UnknownNetwork)?;
         // The device comes after the snapshot that names the network, and goes before it.
-        let tun = means.tuns.get(ix).and_then(Option::as_ref).ok_or(DropReason::UnknownNetwork)?;
-        let Outcome { verdict, mapped, internet } =
-            forward::translate_inbound(net, from.peer(), packet, checksum_partial);
-        match verdict {
-            Verdict::Deliver => {}
-            Verdict::Drop(reason) => return Err(reason),
-            Verdict::Tunnel(_) | Verdict::Hairpin => return Err(DropReason::ForbiddenDestination),
-        }
+        let tun = means.tun(network).ok_or(DropReason::UnknownNetwork)?;
+        let layout = *Packet::parse(&*packet).map_err(|_| DropReason::Malformed)?.layout();
         if self.networks.len() <= ix {
             self.networks.resize_with(ix + 1, || None);
         }
         let to = self.networks[ix].get_or_insert_with(|| ForNetwork::new(tun));
-        if to.coalescer.is_empty() {
+        let is_first = to.coalescer.is_empty();
+        let at = (buffer, start + FRAME_HEADER);
+        let Decided { mapped, internet } =
+            to.coalescer.take(at, packet, layout, checksum_partial, |packet| {
+                let Outcome { verdict, mapped, internet } =
+                    forward::translate_inbound(net, from.peer(), packet, checksum_partial);
+                match verdict {
+                    Verdict::Deliver => Ok(Decided { mapped, internet }),
+                    Verdict::Drop(reason) => Err(reason),
+                    Verdict::Tunnel(_) | Verdict::Hairpin => Err(DropReason::ForbiddenDestination),
+                }
+            })?;
+        if is_first {
             self.used.push(network);
         }
         let count = TrafficCount { packets: 1, bytes: packet.len() as u64 };
@@ -100,7 +124,6 @@ impl ToNetworks {
             Internet::To => to.to_internet.add(count),
         }
         to.mapped += u64::from(mapped);
-        to.coalescer.push(buffer, start + FRAME_HEADER, packet, checksum_partial);
         Ok(())
     }
 
@@ -117,7 +140,7 @@ impl ToNetworks {
         let mut writes = 0;
         for network in self.used.drain(..) {
             let ix = usize::from(network.0);
-            let (Some(Some(of)), Some(Some(tun))) = (self.networks.get_mut(ix), means.tuns.get(ix)) else {
+            let (Some(Some(of)), Some(tun)) = (self.networks.get_mut(ix), means.tun(network)) else {
                 continue;
             };
             for output in of.coalescer.outputs() {

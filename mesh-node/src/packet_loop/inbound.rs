@@ -43,7 +43,7 @@ impl Inbound<'_> {
         let start = Instant::now();
         let snapshot = self.shared.snapshot.load();
         let tuns = self.shared.tuns.load();
-        let means = Means { snapshot: &snapshot, tuns: &tuns };
+        let means = Means { snapshot: &snapshot, tuns: &tuns, worker: 0 };
         let mut bytes = 0;
         let mut drops = Drops::default();
         drops.add(DropReason::QueueFull, batch.lost);

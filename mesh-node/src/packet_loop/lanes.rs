@@ -1,8 +1,7 @@
-//! Mesh to VM on lanes: one thread for the whole node, from the UDP socket to the TUN of each network, without a queue in
-//! between.
+//! Mesh to VM on lanes: one thread for each worker, from its UDP socket to the TUN of each network, without a queue in between.
 //!
 //! 1. Receive a few messages, each a datagram or a train that GRO joined.
-//! 2. A datagram with the ID of a lane of ours is opened where it lies; all others are quinn's.
+//! 2. A datagram with the ID of a lane of ours is opened where it lies; all others are quinn's, if they came to the first worker.
 //! 3. Per frame: header, network, `forward::inbound` with the lane's peer.
 //! 4. Join over the whole batch; one write per superpacket, straight from the receive buffers.
 
@@ -20,9 +19,8 @@ use super::deliver::{Means, ToNetworks};
 use crate::forward::DropReason;
 use crate::forward::counters::{Batch, Direction, Drops, LaneCount, Worker};
 use crate::io::lane::LaneWire;
-use crate::io::lane::socket::Received;
+use crate::io::lane::socket::{LaneSocket, Received};
 use crate::io::lane::table::LaneEnd;
-use crate::tunnel::Tunnel;
 use crate::tunnel::lane::LaneId;
 use crate::tunnel::lane::frames::Frames;
 use crate::tunnel::lane::open::{Opener, Refused};
@@ -34,25 +32,32 @@ const STRAYS_A_SECOND: u32 = 256;
 /// Between two tries to read from a socket that answers with an error.
 const ERROR_PAUSE: Duration = Duration::from_millis(5);
 
-/// Receives until told to stop.
-pub(super) fn run(shared: &Shared, wire: &LaneWire, stop: &AtomicBool) {
+/// Receives what comes to a worker's socket until told to stop.
+pub(super) fn run(shared: &Shared, wire: &LaneWire, worker: u8, socket: &LaneSocket, stop: &AtomicBool) {
+    // probes, and quinn's datagrams, are the first's
+    let heard = |count| {
+        if worker == 0 {
+            wire.hearing.served(count);
+        }
+    };
     let mut lanes = Lanes {
         shared,
         wire,
+        worker,
         to: ToNetworks::default(),
         tally: Tally::default(),
         strays: Strays { since: Instant::now(), passed: 0 },
     };
     let mut received = Received::default();
     while !stop.load(Relaxed) {
-        match wire.socket.receive(&mut received) {
+        match socket.receive(&mut received) {
             Ok(()) => {
-                wire.hearing.served(Some(received.count));
+                heard(Some(received.count));
                 lanes.batch(&mut received);
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                wire.hearing.served(None);
-                if wire.socket.wait().is_err() {
+                heard(None);
+                if socket.wait().is_err() {
                     std::thread::sleep(ERROR_PAUSE);
                 }
             }
@@ -70,6 +75,7 @@ type LaneMap = BTreeMap<LaneId, Arc<LaneEnd>>;
 struct Lanes<'a> {
     shared: &'a Shared,
     wire: &'a LaneWire,
+    worker: u8,
     to: ToNetworks,
     tally: Tally,
     strays: Strays,
@@ -90,12 +96,14 @@ impl Lanes<'_> {
         let start = Instant::now();
         let snapshot = self.shared.snapshot.load();
         let tuns = self.shared.tuns.load();
-        let means = Means { snapshot: &snapshot, tuns: &tuns };
+        let means = Means { snapshot: &snapshot, tuns: &tuns, worker: self.worker };
         // after the receiving: whatever lane a packet is for, it was there before the packet was sent
         let lanes = self.wire.table.load();
         let mut from: Option<&Arc<LaneEnd>> = None;
         for message in 0..received.count {
-            self.wire.probes.take_out(&mut received.buffers[message], &mut received.meta[message]);
+            if self.worker == 0 {
+                self.wire.probes.take_out(&mut received.buffers[message], &mut received.meta[message]);
+            }
             let meta = received.meta[message];
             let stride = meta.stride.max(1);
             let mut at = 0;
@@ -107,19 +115,20 @@ impl Lanes<'_> {
                     at += len;
                     continue;
                 };
-                // what is written together counts for one peer
+                // what is written together counts for one peer, and goes to the queues of one worker
+                let whose = |lane: &LaneEnd| (lane.tunnel.peer(), lane.worker());
                 if let Some(before) = from.replace(lane)
-                    && before.tunnel.peer() != lane.tunnel.peer()
+                    && whose(before) != whose(lane)
                 {
-                    self.write(&means, &before.tunnel, &received.buffers);
+                    self.write(&means, before, &received.buffers);
                 }
                 let run = at..at + len;
-                self.open(&means, lane, &mut received.buffers[message], message as u32, run, stride);
+                self.open(&means, lane, &mut received.buffers[message], message as u32, run, (stride, start));
                 at += len;
             }
         }
         if let Some(last) = from {
-            self.write(&means, &last.tunnel, &received.buffers);
+            self.write(&means, last, &received.buffers);
         }
         self.count(start);
     }
@@ -132,18 +141,19 @@ impl Lanes<'_> {
         buffer: &mut [u8],
         number: u32,
         run: Range<usize>,
-        stride: usize,
+        (stride, now): (usize, Instant),
     ) {
         let mut opener = lane.opener();
         let mut count = LaneCount::default();
         let (mut packets, mut bytes) = (0, 0);
-        let mut genuine = false;
+        let (mut genuine, mut asked) = (false, false);
         let mut at = run.start;
         while at < run.end {
             let end = (at + stride).min(run.end);
             let datagram = &mut buffer[at..end];
             if let Some(frames) = open(&mut opener, datagram, &mut count) {
                 genuine = true;
+                let before = packets;
                 let mut frames = Frames::new(frames);
                 while let Some(frame) = frames.next_in(datagram) {
                     packets += 1;
@@ -156,6 +166,7 @@ impl Lanes<'_> {
                         self.tally.drops.add(reason, 1);
                     }
                 }
+                asked |= packets == before;
             }
             at = end;
         }
@@ -168,18 +179,27 @@ impl Lanes<'_> {
         if genuine {
             lane.heard.now();
         }
+        if asked {
+            lane.asked(now);
+        }
         self.tally.packets += packets;
     }
 
-    fn write(&mut self, means: &Means<'_>, from: &Tunnel, buffers: &[Vec<u8>]) {
+    /// To the queues of the worker whose lane it came by: wherever that was heard, the answers are to be its own.
+    fn write(&mut self, means: &Means<'_>, from: &LaneEnd, buffers: &[Vec<u8>]) {
+        let means = &Means { worker: from.worker(), ..*means };
         if !self.to.is_empty() {
             let drops = &mut self.tally.drops;
-            self.tally.superpackets += self.to.write_all(self.shared, means, from, buffers, drops);
+            self.tally.superpackets += self.to.write_all(self.shared, means, &from.tunnel, buffers, drops);
         }
     }
 
-    /// Datagrams that are no lane's go to quinn.
+    /// Datagrams that are no lane's go to quinn, which has the first worker's port.
     fn pass_on(&mut self, now: Instant, bytes: &[u8], meta: RecvMeta) {
+        if self.worker > 0 {
+            self.tally.unknown += bytes.len().div_ceil(meta.stride) as u64;
+            return;
+        }
         for part in bytes.chunks(meta.stride) {
             if LaneId::claimed(part).is_some() {
                 self.tally.unknown += 1;
@@ -201,7 +221,7 @@ impl Lanes<'_> {
         if unknown + port_dropped > 0 {
             counters.strays(unknown, port_dropped);
         }
-        counters.batch(Worker::Lanes, Batch { packets, superpackets, busy: start.elapsed() });
+        counters.batch(Worker::Lanes(self.worker), Batch { packets, superpackets, busy: start.elapsed() });
     }
 }
 

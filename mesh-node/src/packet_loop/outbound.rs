@@ -1,11 +1,12 @@
-//! VM to mesh: one thread per network, from its TUN to the tunnels.
+//! VM to mesh: one thread per queue of a network's TUN, from there to the tunnels.
 //!
 //! 1. Read: the first packet of a batch may be waited for, the next ones not.
 //! 2. `forward::outbound` once per superpacket: tunnel, back to the TUN, or drop.
 //! 3. Cut into the batch of the peer, each piece behind its frame header.
 //! 4. When the TUN is empty or the batch full: one `Tunnel::send` per peer.
 //!
-//! Between batches it looks after its flows: each second what is idle, and, once an egress node is drained, what is still there.
+//! Between batches that of the first queue looks after the network's flows: each second what is idle, and, once an egress node is
+//! drained, what is still there.
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -16,10 +17,12 @@ use std::time::{Duration, Instant};
 use mesh_proto::frame::FrameHeader;
 
 use super::Shared;
+use super::flow_table::{FlowTable, TENDER};
 use super::moderation::Moderation;
+use super::queues::Queues;
 use crate::forward::counters::{Batch, Direction, Drops, Flow, TrafficCount, Worker};
 use crate::forward::fib::{NetworkIx, PeerIx};
-use crate::forward::flows::{Flows, Reset, Seconds};
+use crate::forward::flows::{FlowAccess as _, Reset, Seconds};
 use crate::forward::segment::{self, NEEDS_CSUM, VnetHdr};
 use crate::forward::{self, DropReason, Internet, Outcome, Verdict};
 use crate::io::host::moved::Moved;
@@ -44,39 +47,62 @@ const ASK_EVERY: Duration = Duration::from_millis(250);
 const ERROR_PAUSE: Duration = Duration::from_millis(20);
 const ERROR_TRIES: u32 = 50;
 
-/// Flows that are reset in a go, between two batches: about a millisecond.
-const RESETS: usize = 512;
-
 /// How often flows are looked after while no packets come.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Reads until told to stop, or until the device is gone.
-pub(super) fn run(shared: &Shared, network: NetworkIx, tun: &Tun, stop: &AtomicBool) {
-    // of a thread before this one, whose device is gone
-    shared.counters.pin(network, &[]);
+/// What the outbound threads of one network share.
+#[derive(Debug)]
+pub(super) struct Network {
+    ix: NetworkIx,
+    queues: Queues,
+    flows: FlowTable,
+    stop: AtomicBool,
+}
+
+impl Network {
+    pub(super) fn new(ix: NetworkIx, queues: Queues) -> Self {
+        let flows = FlowTable::new(crate::io::chance(), Instant::now(), queues.of(TENDER).clone());
+        Self { ix, queues, flows, stop: AtomicBool::new(false) }
+    }
+
+    /// Tells all of its threads to end. True for the first to say so.
+    pub(super) fn stop(&self) -> bool {
+        let first = !self.stop.swap(true, Relaxed);
+        self.queues.wake();
+        first
+    }
+}
+
+/// Reads the queue of a worker until told to stop, or until the device is gone; then the others of the network end as well.
+pub(super) fn run(shared: &Shared, network: &Network, worker: u8) {
+    let tun = &**network.queues.of(worker);
+    if worker == TENDER {
+        // of a thread before this one, whose device is gone
+        shared.counters.pin(network.ix, &[]);
+    }
     let mut outbound = Outbound {
         shared,
-        network,
+        network: network.ix,
+        worker,
         tun,
+        flows: &network.flows,
         buffer: vec![0; READ_BUFFER],
         peers: Peers::default(),
         asked: BTreeMap::new(),
         moderation: Moderation::new(Instant::now()),
-        flows: Flows::new(crate::io::chance()),
-        start: Instant::now(),
         now: 0,
-        resets: 0,
-        evacuates: false,
-        quiet: true,
+        care: Care::default(),
     };
     let mut errors = 0;
-    while !stop.load(Relaxed) {
+    while !network.stop.load(Relaxed) {
         match outbound.batch() {
             Ok(()) => errors = 0,
             Err(error) => {
                 errors += 1;
                 if errors == ERROR_TRIES {
-                    tell(Notice::DeviceLost { device: tun.name().to_owned(), error: error.to_string() });
+                    if network.stop() {
+                        tell(Notice::DeviceLost { device: tun.name().to_owned(), error: error.to_string() });
+                    }
                     return;
                 }
                 std::thread::sleep(ERROR_PAUSE);
@@ -88,22 +114,30 @@ pub(super) fn run(shared: &Shared, network: NetworkIx, tun: &Tun, stop: &AtomicB
 struct Outbound<'a> {
     shared: &'a Shared,
     network: NetworkIx,
+    worker: u8,
     tun: &'a Tun,
+    flows: &'a FlowTable,
     buffer: Vec<u8>,
     peers: Peers,
     /// When a tunnel was last asked for.
     asked: BTreeMap<PeerIx, Instant>,
     moderation: Moderation,
-    flows: Flows,
-    start: Instant,
-    /// Since `start`, at the beginning of the batch.
+    /// At the beginning of the batch.
     now: Seconds,
+    care: Care,
+}
+
+/// What the one that looks after flows remembers.
+#[derive(Default)]
+struct Care {
+    /// When it last did.
+    at: Seconds,
+    /// An egress node was drained then.
+    drained: bool,
+    /// Flows of it are still there.
+    evacuates: bool,
     /// Flows reset since this was last told.
     resets: u64,
-    /// Flows of a drained egress node are still there.
-    evacuates: bool,
-    /// Published: there are no flows.
-    quiet: bool,
 }
 
 /// How much a batch holds, and what became of it.
@@ -127,20 +161,16 @@ struct Filled {
 impl Outbound<'_> {
     /// Waits for a packet, then handles it and all that follow at once.
     fn batch(&mut self) -> std::io::Result<()> {
-        let wait = if self.evacuates || self.flows.has_resets() {
-            Wait::No
-        } else if self.quiet && self.flows.is_empty() {
-            Wait::Forever
-        } else {
-            Wait::AtMost(TICK)
-        };
+        let wait = self.patience();
         let read = self.tun.read(&mut self.buffer, wait)?;
         let start = Instant::now();
-        self.now = start.saturating_duration_since(self.start).as_secs() as Seconds;
+        self.now = self.flows.seconds(start);
         // One snapshot for all that follows; the guard keeps it alive without counting references.
         let snapshot = self.shared.snapshot.load();
         let mut filled = Filled::default();
-        self.look_after_flows(&snapshot, &mut filled);
+        if self.worker == TENDER {
+            self.look_after_flows(&snapshot, &mut filled);
+        }
         let Read::Packet(first) = read else { return Ok(()) };
         self.packet(&snapshot, first, &mut filled);
         let drained = self.drain(&snapshot, &mut filled);
@@ -159,8 +189,21 @@ impl Outbound<'_> {
         self.moderation.handle_flush(end, more);
         let busy = end.saturating_duration_since(start).saturating_sub(waited);
         let batch = Batch { packets: filled.packets, superpackets: filled.reads, busy };
-        self.shared.counters.batch(Worker::Outbound(self.network), batch);
+        self.shared.counters.batch(Worker::Outbound(self.network, self.worker), batch);
         drained
+    }
+
+    /// For how long there is nothing to do without a packet.
+    fn patience(&self) -> Wait {
+        if self.worker != TENDER {
+            Wait::Forever
+        } else if self.care.evacuates || self.flows.has_resets() {
+            Wait::No
+        } else if self.flows.is_quiet() {
+            Wait::Forever
+        } else {
+            Wait::AtMost(TICK)
+        }
     }
 
     /// Handles what is there, up to the limits of a batch.
@@ -216,7 +259,7 @@ impl Outbound<'_> {
         let net = snapshot.fib.network(self.network).ok_or(DropReason::UnknownNetwork)?;
         let partial = segment::settle(vnet, packet).map_err(|_| DropReason::Malformed)?;
         let Outcome { verdict, mapped, internet } =
-            forward::translate_flow(net, &mut self.flows, packet, partial, self.now);
+            forward::translate_flow(net, &mut self.flows.by(self.worker), packet, partial, self.now);
         match verdict {
             Verdict::Tunnel(peer) => {
                 match self.peers.of_batch(snapshot, peer, self.network) {
@@ -254,12 +297,12 @@ impl Outbound<'_> {
     fn flush(&mut self, filled: &mut Filled) {
         let (counters, network) = (&self.shared.counters, self.network);
         let mut transmit = TrafficCount::default();
-        self.peers.send_all(network, |sent| {
+        self.peers.send_all(network, self.worker, |sent| {
             transmit.add(TrafficCount { packets: sent.packets, bytes: sent.inner_bytes() });
             filled.drops.add(DropReason::TooBig, sent.too_big);
             filled.drops.add(DropReason::QueueFull, sent.queue_full);
             filled.drops.add(DropReason::NoTunnel, sent.gone);
-            counters.waited(Worker::Outbound(network), sent.waited);
+            counters.waited(Worker::Outbound(network, self.worker), sent.waited);
         });
         for (flow, count) in [
             (Flow::Transmit, transmit),
@@ -277,19 +320,23 @@ impl Outbound<'_> {
     /// Forgets what is idle, publishes how many flows there are, and ends those whose egress node is drained.
     fn look_after_flows(&mut self, snapshot: &Snapshot, filled: &mut Filled) {
         let (counters, network) = (&self.shared.counters, self.network);
-        if self.flows.tick(self.now) {
-            counters.pin(network, self.flows.counts());
-            self.quiet = self.flows.is_empty();
-            counters.flow_overflows(network, self.flows.take_overflows());
-        }
-        let Some(net) = snapshot.fib.network(network) else {
-            self.evacuates = false;
+        let net = snapshot.fib.network(network);
+        let drained = net.map(|net| &*net.spec().egress_drained);
+        let drains = drained.is_some_and(|drained| !drained.is_empty());
+        // Not locked with each batch, for nothing: others may be at it. While nothing is drained there is nothing to do but once a
+        // second.
+        if self.now == self.care.at && !drains && !self.care.drained && !self.flows.has_resets() {
             return;
-        };
+        }
+        (self.care.at, self.care.drained) = (self.now, drains);
         let mut resets = Vec::new();
-        let done = self.flows.evacuate(&net.spec().egress_drained, self.now, RESETS, &mut resets);
-        self.evacuates = !done;
-        self.resets += resets.iter().filter(|reset| reset.in_progress).count() as u64;
+        let done = self.flows.tend(drained, self.now, &mut resets, |flows| {
+            counters.pin(network, flows.counts());
+            counters.flow_overflows(network, flows.take_overflows());
+        });
+        self.care.evacuates = !done;
+        let Some(net) = net else { return };
+        self.care.resets += resets.iter().filter(|reset| reset.in_progress).count() as u64;
         for reset in &resets {
             self.answer(&reset.to_vm());
             let mut packet = reset.to_server();
@@ -310,10 +357,10 @@ impl Outbound<'_> {
             self.flush(filled);
             *filled = Filled::default();
         }
-        if done && self.resets > 0 {
-            self.shared.counters.pin(self.network, self.flows.counts());
+        if done && self.care.resets > 0 {
+            self.flows.by(self.worker).flows(|flows| self.shared.counters.pin(self.network, flows.counts()));
             let network = net.spec().name.clone();
-            tell(Notice::FlowsReset { network, count: std::mem::take(&mut self.resets) });
+            tell(Notice::FlowsReset { network, count: std::mem::take(&mut self.care.resets) });
         }
     }
 
@@ -379,11 +426,11 @@ impl Peers {
         self.current.last_mut()
     }
 
-    /// Sends each part, and says what became of it.
-    fn send_all(&mut self, network: NetworkIx, mut report: impl FnMut(Sent)) {
+    /// Sends each part by the way of a worker, and says what became of it.
+    fn send_all(&mut self, network: NetworkIx, worker: u8, mut report: impl FnMut(Sent)) {
         for mut to in self.current.drain(..) {
             to.tunnel.count_egress(Direction::Outbound, network, to.egress);
-            report(to.tunnel.send(&mut to.frames));
+            report(to.tunnel.send(worker, &mut to.frames));
             if let Some(slot) = self.slots.get_mut(to.peer.0 as usize) {
                 *slot = 0;
             }

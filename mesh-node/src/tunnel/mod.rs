@@ -19,8 +19,8 @@ use crate::forward::fib::{Fib, NetworkIx, PeerIx};
 
 /// What carries frames to one peer.
 pub trait Carrier: fmt::Debug + Send + Sync {
-    /// Sends every frame of the batch, or drops it and says why. May wait a short, bounded time. Leaves the batch empty.
-    fn send(&self, batch: &mut OutBatch) -> Sent;
+    /// Sends every frame of a worker's batch, or drops it and says why. May wait a short, bounded time. Leaves the batch empty.
+    fn send(&self, worker: u8, batch: &mut OutBatch) -> Sent;
 
     /// The largest frame that fits at present.
     fn max_frame(&self) -> usize;
@@ -105,10 +105,10 @@ impl Tunnel {
         &self.handles
     }
 
-    /// Sends what the batch holds, counts it, and leaves the batch empty. The drops are for the caller to count: the
+    /// Sends what a worker's batch holds, counts it, and leaves the batch empty. The drops are for the caller to count: the
     /// reasons are labels of the node, not of the peer.
-    pub fn send(&self, batch: &mut OutBatch) -> Sent {
-        let sent = self.carrier.send(batch);
+    pub fn send(&self, worker: u8, batch: &mut OutBatch) -> Sent {
+        let sent = self.carrier.send(worker, batch);
         self.counters.add(Direction::Outbound, sent.packets, sent.inner_bytes());
         sent
     }

@@ -18,7 +18,7 @@ use super::{case, changed};
 struct Nowhere;
 
 impl Carrier for Nowhere {
-    fn send(&self, batch: &mut OutBatch) -> Sent {
+    fn send(&self, _: u8, batch: &mut OutBatch) -> Sent {
         batch.clear();
         Sent::default()
     }
@@ -30,7 +30,7 @@ impl Carrier for Nowhere {
 
 fn ratchets(which: u8) -> [Ratchet; 2] {
     let cipher = Cipher::ALL[usize::from(which) % Cipher::ALL.len()];
-    [Side::Client, Side::Server].map(|side| Ratchet::new(&[7; 32], b"offers", cipher, side))
+    [Side::Client, Side::Server].map(|side| Ratchet::new(&[7; 32], b"offers", 0, cipher, side))
 }
 
 /// Any datagram, at a node that can receive two lanes: nothing but what was sealed opens, and that once.

@@ -85,8 +85,8 @@ fn genuine(which: u8) -> Message {
         }),
         1 => Message::Records(vec![signed(&codec::encode(&record(false)))]),
         2 => Message::Networks(networks),
-        3 => Message::LaneOffer(LaneOffer { ciphers: vec![0x1301, 0x1302, 0x1303] }),
-        4 => Message::LaneReady(LaneReady { lane: 3 }),
+        3 => Message::LaneOffer(LaneOffer { ciphers: vec![0x1301, 0x1302, 0x1303], workers: 2 }),
+        4 => Message::LaneReady(LaneReady { worker: 1, lane: 3 }),
         _ => Message::ProbesReady,
     }
 }

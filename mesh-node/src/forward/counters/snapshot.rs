@@ -14,10 +14,10 @@ pub struct Snapshot {
     /// Mesh to VM.
     pub inbound: DirectionSnapshot,
     pub(super) networks: Vec<NetworkSnapshot>,
+    /// Network by network.
+    pub(super) outbound_workers: Vec<Vec<WorkerSnapshot>>,
     pub(super) inbound_worker: WorkerSnapshot,
-    pub(super) lanes_worker: WorkerSnapshot,
-    /// Whether there is a worker for lanes.
-    pub has_lanes: bool,
+    pub(super) lanes_workers: Vec<WorkerSnapshot>,
     /// Datagrams that name a lane that this node does not have.
     pub unknown_lane: u64,
     /// Datagrams that found QUIC's queue behind the shared socket full.
@@ -41,10 +41,25 @@ impl Snapshot {
     /// The counts of a worker.
     pub fn worker(&self, worker: Worker) -> WorkerSnapshot {
         match worker {
-            Worker::Outbound(network) => self.network(network).worker,
+            Worker::Outbound(network, worker) => {
+                let of_network = self.outbound_workers.get(usize::from(network.0));
+                of_network.and_then(|workers| workers.get(usize::from(worker))).copied().unwrap_or_default()
+            }
             Worker::Inbound => self.inbound_worker,
-            Worker::Lanes => self.lanes_worker,
+            Worker::Lanes(worker) => self.lanes_workers.get(usize::from(worker)).copied().unwrap_or_default(),
         }
+    }
+
+    /// The workers of a network that there are, or would be if there were the network.
+    pub fn outbound_workers(&self, network: NetworkIx) -> impl Iterator<Item = Worker> + use<> {
+        let workers = self.outbound_workers.get(usize::from(network.0)).map_or(0, Vec::len);
+        (0..workers).map(move |worker| Worker::Outbound(network, worker as u8))
+    }
+
+    /// Those from the mesh, to all networks.
+    pub fn inbound_workers(&self) -> impl Iterator<Item = Worker> + use<> {
+        let lanes = (0..self.lanes_workers.len()).map(|worker| Worker::Lanes(worker as u8));
+        [Worker::Inbound].into_iter().chain(lanes)
     }
 }
 
@@ -67,7 +82,6 @@ impl DirectionSnapshot {
 pub struct NetworkSnapshot {
     pub(super) flows: [TrafficCount; FLOWS],
     pub(super) mapped: [u64; 2],
-    pub(super) worker: WorkerSnapshot,
     /// Flows to the Internet that found no room in the table of flows.
     pub flow_overflows: u64,
 }

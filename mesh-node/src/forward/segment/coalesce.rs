@@ -1,4 +1,5 @@
 //! Joins the packets of one batch into superpackets, as the kernel's GRO would, so that the TUN takes them with one write.
+//! Packets are compared as they came: what is decided about the first of a superpacket, and done to its addresses, holds for all.
 //!
 //! Only packets with a partial checksum are joined: a whole one would have to be verified first, or damage would be
 //! hidden under the fresh checksum of the superpacket. Bulk traffic is partial, since kernels segment it late.
@@ -10,6 +11,8 @@ use super::{
     GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHdr, checksum_offset, write_ip_lengths,
 };
 
+/// Source and destination, IPv6.
+const MAX_ADDRESSES: usize = 32;
 /// IPv6 and TCP with all options.
 const MAX_HEADER: usize = 100;
 /// Largest superpacket: the IPv4 length field.
@@ -56,7 +59,12 @@ struct Candidate {
 
 /// One output in the making.
 #[derive(Debug, Clone)]
-struct Super {
+struct Super<T> {
+    /// What was decided about its first packet.
+    decided: T,
+    /// Addresses that its packets came with.
+    came: [u8; MAX_ADDRESSES],
+    /// As it leaves.
     header: [u8; MAX_HEADER],
     /// 0: a packet that passes as it is.
     header_len: usize,
@@ -72,18 +80,33 @@ struct Super {
     pieces: Vec<Piece>,
 }
 
-/// Joins packets. Reused from batch to batch: after the first few it allocates nothing.
+/// Joins packets, and remembers what was decided about each superpacket. Reused from batch to batch: after the first few it
+/// allocates nothing.
 #[derive(Debug)]
-pub struct Coalescer {
+pub struct Coalescer<T = ()> {
     udp: bool,
     /// In order of their first packets; those from `used` on are spare.
-    supers: Vec<Super>,
+    supers: Vec<Super<T>>,
     used: usize,
     /// Those that may still grow.
     open: Vec<usize>,
 }
 
 impl Coalescer {
+    /// [`Self::take`] of a packet that stays as it is. One that is none passes as it is.
+    pub fn push(&mut self, buffer: u32, start: usize, packet: &[u8], partial: bool) {
+        let at = (buffer, start);
+        let Ok(layout) = Layout::of(packet) else {
+            return self.pass(whole(at, packet), VnetHdr::default(), ());
+        };
+        let found = self.find(packet, layout, partial);
+        if self.join(&found, at, packet).is_none() {
+            self.add(&found, at, packet, addresses(packet, &layout), ());
+        }
+    }
+}
+
+impl<T: Copy + Default> Coalescer<T> {
     /// Empty. `udp`: whether UDP is joined too, which the TUN takes where it has the USO offloads (Linux 6.2).
     pub fn new(udp: bool) -> Self {
         Self { udp, supers: Vec::new(), used: 0, open: Vec::with_capacity(MAX_OPEN) }
@@ -100,35 +123,61 @@ impl Coalescer {
         self.used == 0
     }
 
-    /// Takes one packet that `inbound` let pass and that lies at `start` of the caller's buffer number `buffer`; both
-    /// must stay until the outputs are written. `inbound` has already rewritten the checksum field of a partial one.
-    pub fn push(&mut self, buffer: u32, start: usize, packet: &[u8], partial: bool) {
-        let whole = Piece { buffer, start: start as u32, len: packet.len() as u32 };
-        let Ok(layout) = Layout::of(packet) else {
-            return self.pass(whole, VnetHdr::default());
-        };
+    /// Takes one packet that lies at `at`, number and place within it, of the caller's buffers, which must stay until the outputs are
+    /// written. One that begins a superpacket, or stays alone, is given to `decide`, which may change its addresses and, where it is
+    /// partial, has to rewrite the checksum field; one that is refused is left out. Says what was decided about it, or about the
+    /// one that it continues.
+    pub fn take<E>(
+        &mut self,
+        at: (u32, usize),
+        packet: &mut [u8],
+        layout: Layout,
+        partial: bool,
+        decide: impl FnOnce(&mut [u8]) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let found = self.find(packet, layout, partial);
+        if let Some(decided) = self.join(&found, at, packet) {
+            return Ok(decided);
+        }
+        let came = addresses(packet, &layout);
+        let decided = decide(packet)?;
+        self.add(&found, at, packet, came, decided);
+        Ok(decided)
+    }
+
+    fn find(&self, packet: &[u8], layout: Layout, partial: bool) -> Found {
         let candidate = if partial { candidate(packet, layout, self.udp) } else { None };
         let place = self.open.iter().position(|&at| self.supers[at].same_flow(packet, &layout));
-        if let Some(candidate) = candidate {
-            let piece = Piece {
-                buffer,
-                start: (start + candidate.header_len) as u32,
-                len: candidate.payload_len as u32,
-            };
-            if let Some(place) = place
-                && self.supers[self.open[place]].join(packet, &candidate, piece)
-            {
-                if !self.supers[self.open[place]].open {
-                    self.open.swap_remove(place);
-                }
-                return;
-            }
-            self.close(place);
-            return self.start(packet, &candidate, piece);
+        Found { layout, partial, candidate, place }
+    }
+
+    /// What was decided about the superpacket that the packet continues, if it does.
+    fn join(&mut self, found: &Found, at: (u32, usize), packet: &[u8]) -> Option<T> {
+        let (candidate, place) = (found.candidate.as_ref()?, found.place?);
+        let continued = &mut self.supers[self.open[place]];
+        if !continued.join(packet, candidate, candidate.payload(at)) {
+            return None;
         }
-        // It must not be overtaken by later packets of its flow.
-        self.close(place);
-        self.pass(whole, VnetHdr::single(&layout, partial));
+        let decided = continued.decided;
+        if !continued.open {
+            self.open.swap_remove(place);
+        }
+        Some(decided)
+    }
+
+    /// Begins a superpacket, or lets the packet pass alone.
+    fn add(&mut self, found: &Found, at: (u32, usize), packet: &[u8], came: [u8; MAX_ADDRESSES], decided: T) {
+        // it must not be overtaken by later packets of its flow
+        self.close(found.place);
+        match &found.candidate {
+            Some(candidate) => {
+                let place = self.place();
+                (place.came, place.decided) = (came, decided);
+                place.start(packet, candidate, candidate.payload(at));
+                self.open(candidate.last);
+            }
+            None => self.pass(whole(at, packet), VnetHdr::single(&found.layout, found.partial), decided),
+        }
     }
 
     /// What to write, in order.
@@ -144,7 +193,7 @@ impl Coalescer {
     }
 
     /// An empty place, from the spare ones if there are any.
-    fn place(&mut self) -> &mut Super {
+    fn place(&mut self) -> &mut Super<T> {
         if self.used == self.supers.len() {
             self.supers.push(Super::empty());
         }
@@ -156,15 +205,16 @@ impl Coalescer {
         place
     }
 
-    fn pass(&mut self, whole: Piece, vnet: VnetHdr) {
+    fn pass(&mut self, whole: Piece, vnet: VnetHdr, decided: T) {
         let place = self.place();
+        place.decided = decided;
         place.vnet = vnet;
         place.pieces.push(whole);
     }
 
-    fn start(&mut self, packet: &[u8], candidate: &Candidate, piece: Piece) {
-        self.place().start(packet, candidate, piece);
-        if candidate.last {
+    /// The newest may grow, unless it is the `last` of its flow.
+    fn open(&mut self, last: bool) {
+        if last {
             return;
         }
         if self.open.len() == MAX_OPEN {
@@ -175,6 +225,36 @@ impl Coalescer {
         self.supers[at].open = true;
         self.open.push(at);
     }
+}
+
+impl Candidate {
+    /// Where its payload is, of a packet at a place.
+    fn payload(&self, (buffer, start): (u32, usize)) -> Piece {
+        Piece { buffer, start: (start + self.header_len) as u32, len: self.payload_len as u32 }
+    }
+}
+
+/// What is known of a packet before it is put anywhere.
+struct Found {
+    layout: Layout,
+    partial: bool,
+    /// It may be joined.
+    candidate: Option<Candidate>,
+    /// The open superpacket of its flow.
+    place: Option<usize>,
+}
+
+/// All of a packet.
+fn whole((buffer, start): (u32, usize), packet: &[u8]) -> Piece {
+    Piece { buffer, start: start as u32, len: packet.len() as u32 }
+}
+
+/// Source and destination, one behind the other.
+fn addresses(packet: &[u8], layout: &Layout) -> [u8; MAX_ADDRESSES] {
+    let (at, len) = layout.addresses();
+    let mut all = [0; MAX_ADDRESSES];
+    all[..2 * len].copy_from_slice(&packet[at..at + 2 * len]);
+    all
 }
 
 /// Whether the packet may begin or continue a superpacket.
@@ -206,9 +286,11 @@ fn candidate(packet: &[u8], layout: Layout, udp: bool) -> Option<Candidate> {
     (payload_len > 0).then_some(Candidate { layout, header_len, payload_len, last })
 }
 
-impl Super {
+impl<T: Default> Super<T> {
     fn empty() -> Self {
         Self {
+            decided: T::default(),
+            came: [0; MAX_ADDRESSES],
             header: [0; MAX_HEADER],
             header_len: 0,
             transport: 0,
@@ -222,7 +304,9 @@ impl Super {
             pieces: Vec::new(),
         }
     }
+}
 
+impl<T> Super<T> {
     fn start(&mut self, packet: &[u8], candidate: &Candidate, piece: Piece) {
         self.header[..candidate.header_len].copy_from_slice(&packet[..candidate.header_len]);
         self.header_len = candidate.header_len;
@@ -235,7 +319,7 @@ impl Super {
         self.pieces.push(piece);
     }
 
-    /// Same family, addresses, protocol and ports.
+    /// Same family, addresses as they came, protocol and ports.
     fn same_flow(&self, packet: &[u8], layout: &Layout) -> bool {
         if layout.v4 != self.v4 || layout.protocol != self.protocol || layout.fragment != Fragment::Whole {
             return false;
@@ -243,7 +327,7 @@ impl Super {
         let (at, len) = layout.addresses();
         let (ours, theirs) = (self.transport, layout.transport);
         self.header[ours..ours + 4] == packet[theirs..theirs + 4]
-            && self.header[at..at + 2 * len] == packet[at..at + 2 * len]
+            && self.came[..2 * len] == packet[at..at + 2 * len]
     }
 
     /// Takes the packet, of the same flow, if it continues this one.

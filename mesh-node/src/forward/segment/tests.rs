@@ -276,3 +276,70 @@ fn the_vnet_header_is_read_as_written() {
     assert_eq!(VnetHdr::parse(&header.bytes()), Some(header));
     assert_eq!(VnetHdr::parse(&[0; 9]), None);
 }
+
+/// A flow from VM 1 or 2 that comes with mesh addresses, cut into segments; and as it is to leave, whole.
+fn mapped_flow(v4: bool, vm: u8) -> (Vec<Vec<u8>>, Vec<u8>) {
+    let (came, leaves) = match v4 {
+        true => {
+            ([format!("10.77.1.{vm}"), "10.77.2.9".into()], [format!("10.77.1.{vm}"), "192.168.0.9".into()])
+        }
+        false => ([format!("fd77::{vm}"), "fd77:2::9".into()], [format!("fd77::{vm}"), "fd64::9".into()]),
+    };
+    let data = [vm; 5000];
+    let [packet, whole] = [came, leaves].map(|[from, to]| tcp(ip(&from), ip(&to), 80, 7, 0x10, &data, true));
+    (segments(&gso(if v4 { GSO_TCPV4 } else { GSO_TCPV6 }, 1000), &packet), whole)
+}
+
+/// Writes the destination of another packet of the same family.
+fn map(packet: &mut [u8], like: &[u8]) {
+    let (at, len) = Layout::of(packet).unwrap().addresses();
+    packet[at + len..at + 2 * len].copy_from_slice(&like[at + len..at + 2 * len]);
+}
+
+#[test]
+fn what_is_decided_of_the_first_packet_holds_for_all_that_are_joined_to_it() {
+    for v4 in [true, false] {
+        let (one, whole_one) = mapped_flow(v4, 1);
+        let (two, whole_two) = mapped_flow(v4, 2);
+        // the two differ in one bit of an address; every packet of the second finds the first one's open
+        let mut packets: Vec<_> =
+            one.into_iter().zip(two).flat_map(|(one, two)| [(1, one), (2, two)]).collect();
+        let (mut coalescer, mut decided) = (Coalescer::<u8>::new(true), Vec::new());
+        for (at, (vm, packet)) in packets.iter_mut().enumerate() {
+            let layout = Layout::of(packet).unwrap();
+            let said = coalescer.take((at as u32, 0), packet, layout, true, |packet| {
+                decided.push(*vm);
+                map(packet, if *vm == 1 { &whole_one } else { &whole_two });
+                Ok::<_, ()>(*vm)
+            });
+            assert_eq!(said, Ok(*vm));
+        }
+        assert_eq!(decided, [1, 2]);
+        let out: Vec<Vec<u8>> = coalescer
+            .outputs()
+            .map(|output| {
+                let piece =
+                    |p: &Piece| packets[p.buffer as usize].1[p.start as usize..][..p.len as usize].to_vec();
+                let payload: Vec<u8> = output.pieces.iter().flat_map(piece).collect();
+                [output.header, &payload].concat()
+            })
+            .collect();
+        assert_eq!(out, [whole_one, whole_two]);
+    }
+}
+
+#[test]
+fn what_is_refused_is_left_out_and_holds_for_nobody_else() {
+    let (one, _) = mapped_flow(true, 1);
+    let mut coalescer = Coalescer::<u8>::new(true);
+    let mut asked = 0;
+    for mut packet in one {
+        let layout = Layout::of(&packet).unwrap();
+        let refused = coalescer.take((0, 0), &mut packet, layout, true, |_| {
+            asked += 1;
+            Err("not here")
+        });
+        assert_eq!(refused, Err("not here"));
+    }
+    assert_eq!((asked, coalescer.outputs().count()), (5, 0));
+}

@@ -1,134 +1,77 @@
-//! A lane's sending end as a tunnel's carrier. Until a lane is up, and should one be spent before the next is there, frames
-//! travel as DATAGRAM frames of the connection.
+//! Lanes' sending ends as a tunnel's carrier, one for each of our workers. Until a lane is up, and should one be spent before the next
+//! is there, frames travel as DATAGRAM frames of the connection.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::Instant;
 
-use super::socket::{Destination, LaneSocket};
+use super::LaneWire;
+pub use super::way::HalfUsed;
+use super::way::Way;
 use crate::io::quic::datagram::Datagrams;
 use crate::io::quic::path::Beside;
 use crate::tunnel::lane::seal::Sealer;
-use crate::tunnel::lane::train::{Packer, Taken};
 use crate::tunnel::lane::{HEADER, ROOM, TAG};
 use crate::tunnel::{Carrier, OutBatch, Room, Sent};
 
-/// How long one batch may wait for the socket, in all.
-const PATIENCE: Duration = Duration::from_millis(20);
-
-/// Says that half of a lane is used; `false`: not now, ask again.
-pub type HalfUsed = Box<dyn Fn(u32) -> bool + Send + Sync>;
-
 /// Sends to one peer.
+#[derive(Debug)]
 pub struct LaneCarrier {
-    socket: Arc<LaneSocket>,
-    to: Destination,
+    /// Of the first worker, whose packets go where the connection's go.
+    first: Way,
+    more: Vec<Way>,
+    to: SocketAddr,
+    from: Option<IpAddr>,
     datagrams: Datagrams,
-    half_used: HalfUsed,
-    /// Taken once a batch: of several networks' threads one at a time sends on a lane.
-    sending: Mutex<Sending>,
-    /// A lane to change to, which never waits for a batch under way.
-    next: Mutex<Option<Current>>,
-    has_next: AtomicBool,
-    /// Packets that the lane in use may still carry; 0: none is in use.
-    left: AtomicU64,
     /// What left on lanes.
     beside: Arc<Beside>,
-}
-
-#[derive(Debug, Default)]
-struct Sending {
-    lane: Option<Current>,
-    packer: Packer,
-}
-
-#[derive(Debug)]
-struct Current {
-    number: u32,
-    sealer: Sealer,
-    /// Packets left when the next lane is asked for.
-    ask_at: u64,
-    asked: bool,
-}
-
-impl fmt::Debug for LaneCarrier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LaneCarrier").field("to", &self.to).field("left", &self.left).finish_non_exhaustive()
-    }
 }
 
 impl LaneCarrier {
     /// To a peer's address, from one of ours, beside `connection`, which hears so; without a lane so far.
     pub fn new(
-        socket: Arc<LaneSocket>,
+        wire: &LaneWire,
         to: SocketAddr,
         from: Option<IpAddr>,
         connection: quinn::Connection,
         beside: Arc<Beside>,
         half_used: HalfUsed,
     ) -> Self {
-        Self {
-            to: socket.destination(to, from),
-            socket,
-            datagrams: Datagrams::new(connection),
-            half_used,
-            sending: Mutex::default(),
-            next: Mutex::default(),
-            has_next: AtomicBool::new(false),
-            left: AtomicU64::new(0),
-            beside,
+        let way = |(worker, socket)| Way::new(worker, Arc::clone(socket), half_used.clone());
+        let more = (1..).zip(&wire.more).map(way).collect();
+        let first = way((0, &wire.socket));
+        Self { first, more, to, from, datagrams: Datagrams::new(connection), beside }
+    }
+
+    /// Changes to this lane of a worker with its next batch. The one after it is asked for when half of its packets are used.
+    pub fn change(&self, worker: u8, number: u32, sealer: Sealer) {
+        if let (Some(way), Some(to)) = (self.way(worker), of_worker(self.to, worker)) {
+            way.change(number, sealer, to, self.from);
         }
     }
 
-    /// Changes to this lane with the next batch. The one after it is asked for when half of its packets are used.
-    pub fn change(&self, number: u32, sealer: Sealer) {
-        self.left.store(sealer.left(), Relaxed);
-        let ask_at = sealer.left() / 2;
-        *lock(&self.next) = Some(Current { number, sealer, ask_at, asked: false });
-        self.has_next.store(true, Relaxed);
+    /// The peer has heard what a worker sent.
+    pub fn heard(&self, worker: u8, now: Instant) {
+        if let Some(way) = self.way(worker) {
+            way.heard(now);
+        }
     }
 
     /// Packets that the lane in use may still carry; `None`: frames travel as DATAGRAM frames of the connection.
     pub fn left(&self) -> Option<u64> {
-        Some(self.left.load(Relaxed)).filter(|left| *left > 0)
+        Some(self.first.left()).filter(|left| *left > 0)
     }
 
-    fn send_on_lane(&self, batch: &mut OutBatch) -> Sent {
-        let mut sending = lock(&self.sending);
-        if self.has_next.swap(false, Relaxed)
-            && let Some(next) = lock(&self.next).take()
-        {
-            sending.lane = Some(next);
+    /// Ports, ours and the peer's, between which the packets of our further workers do not get through.
+    pub fn unheard(&self) -> Vec<(u16, u16)> {
+        self.more.iter().filter_map(Way::unheard).collect()
+    }
+
+    fn way(&self, worker: u8) -> Option<&Way> {
+        match worker {
+            0 => Some(&self.first),
+            _ => self.more.get(usize::from(worker) - 1),
         }
-        let Sending { lane, packer } = &mut *sending;
-        let Some(current) = lane else { return Sent::default() };
-        let mut patience = PATIENCE;
-        let (mut datagrams, mut calls, mut too_big) = (0, 0, 0);
-        let mut packed = packer.pack(batch, &mut current.sealer, self.largest(), |train| {
-            let handed = self.socket.send(train, &self.to, &mut patience);
-            datagrams += handed.datagrams;
-            calls += handed.calls;
-            too_big += u64::from(handed.taken == Taken::TooBig);
-            handed.taken
-        });
-        packed.sent.waited = PATIENCE.saturating_sub(patience);
-        batch.keep_last(packed.left);
-        self.beside.sent(datagrams, calls, too_big);
-        let left = current.sealer.left();
-        if !current.asked && left <= current.ask_at {
-            current.asked = (self.half_used)(current.number);
-        }
-        let spent = packed.left > 0;
-        // a lane whose successor could not be asked for stays, to ask again with the next batch
-        if spent && current.asked {
-            *lane = None;
-        }
-        if !self.has_next.load(Relaxed) {
-            self.left.store(if spent { 0 } else { left }, Relaxed);
-        }
-        packed.sent
     }
 
     /// UDP payload of the largest packet.
@@ -137,13 +80,24 @@ impl LaneCarrier {
     }
 }
 
+/// Where a worker receives, if the first one receives there; a port beyond the last is nobody's.
+fn of_worker(mut first: SocketAddr, worker: u8) -> Option<SocketAddr> {
+    first.set_port(first.port().checked_add(worker.into())?);
+    Some(first)
+}
+
 impl Carrier for LaneCarrier {
-    fn send(&self, batch: &mut OutBatch) -> Sent {
+    fn send(&self, worker: u8, batch: &mut OutBatch) -> Sent {
+        let mut sent = Sent::default();
         // a lane ends with its connection: what is left is counted as such by the other way
-        let ended = self.datagrams.closed();
-        let mut sent = if ended { Sent::default() } else { self.send_on_lane(batch) };
+        if !self.datagrams.closed() {
+            // a peer with fewer workers has no lanes for all of ours
+            let own = self.way(worker).filter(|way| worker > 0 && way.left() > 0);
+            let way = own.unwrap_or(&self.first);
+            sent = way.send(batch, self.largest(), &self.beside, own.map(|_| &self.first));
+        }
         if !batch.is_empty() {
-            sent.add(self.datagrams.send(batch));
+            sent.add(self.datagrams.send(worker, batch));
         }
         batch.clear();
         sent
@@ -159,6 +113,20 @@ impl Carrier for LaneCarrier {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_s_port_is_at_the_same_address_in_the_same_zone() {
+        for (first, worker, expected) in [
+            ("[fe80::1%2]:4650", 0, Some("[fe80::1%2]:4650")),
+            ("[fe80::1%2]:4650", 3, Some("[fe80::1%2]:4653")),
+            ("198.51.100.11:65535", 0, Some("198.51.100.11:65535")),
+            ("198.51.100.11:65535", 1, None),
+        ] {
+            let expected = expected.map(|at| at.parse::<SocketAddr>().unwrap());
+            assert_eq!(of_worker(first.parse().unwrap(), worker), expected);
+        }
+    }
 }

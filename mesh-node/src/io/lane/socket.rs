@@ -55,6 +55,11 @@ pub struct Destination {
 }
 
 impl Destination {
+    /// Where.
+    pub fn address(&self) -> SocketAddr {
+        self.to
+    }
+
     fn cut_no_more(&self) {
         if self.segments.swap(false, Relaxed) {
             self.uncut.fetch_add(1, Relaxed);

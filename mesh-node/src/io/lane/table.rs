@@ -1,7 +1,9 @@
 //! Lanes that this node can receive, by ID. The lanes thread reads it without waiting; the control loop changes it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 
@@ -10,6 +12,12 @@ use crate::io::liveness::Heard;
 use crate::tunnel::Tunnel;
 use crate::tunnel::lane::LaneId;
 use crate::tunnel::lane::open::Opener;
+
+/// Between two answers to the peer's questions, of which an honest one asks fewer.
+const ANSWER_EVERY: Duration = Duration::from_millis(500);
+
+/// Has the peer told that its question came; `false`: not now.
+pub type Answer = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// A lane's receiving end, and whose it is.
 #[derive(Debug)]
@@ -20,12 +28,47 @@ pub struct LaneEnd {
     pub heard: Arc<Heard>,
     /// The lanes thread has it, a message's datagrams at a time; the control loop once, at the lane's end.
     opener: Mutex<Opener>,
+    /// Whose lane it is, on either side: to its queues what comes is written, so that the kernel gives the answers to it.
+    worker: u8,
+    /// Of a worker after the first.
+    answering: Option<Answering>,
+}
+
+/// Answers the question whether packets arrive.
+struct Answering {
+    answer: Answer,
+    last: Mutex<Option<Instant>>,
+}
+
+impl fmt::Debug for Answering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answering").field("last", &self.last).finish_non_exhaustive()
+    }
 }
 
 impl LaneEnd {
-    /// Of a tunnel.
+    /// Of a tunnel, and of its first worker.
     pub fn new(tunnel: Arc<Tunnel>, heard: Arc<Heard>, opener: Opener) -> Self {
-        Self { tunnel, heard, opener: Mutex::new(opener) }
+        Self { tunnel, heard, opener: Mutex::new(opener), worker: 0, answering: None }
+    }
+
+    /// The same of another worker, whose sender asks whether it is heard.
+    pub fn of_worker(self, worker: u8, answer: Answer) -> Self {
+        Self { worker, answering: Some(Answering { answer, last: Mutex::default() }), ..self }
+    }
+
+    /// Whose it is.
+    pub fn worker(&self) -> u8 {
+        self.worker
+    }
+
+    /// A packet without frames has come: a question.
+    pub fn asked(&self, now: Instant) {
+        let Some(Answering { answer, last }) = &self.answering else { return };
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|at| now.saturating_duration_since(at) >= ANSWER_EVERY) && answer() {
+            *last = Some(now);
+        }
     }
 
     /// To open packets with.

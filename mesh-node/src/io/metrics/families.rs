@@ -51,7 +51,7 @@ fn node(input: &MetricsInput) -> Vec<MetricFamily> {
         ),
         counter(
             "mesh_unknown_lane_datagrams_total",
-            "Datagrams that name a lane that this node does not have: of a run before this one, or forged. They are not answered.",
+            "Datagrams that name a lane that this node does not have: of a run before this one, or forged; and all else that comes to the port of a worker after the first. They are not answered.",
             alone(input.unknown_lane as f64),
         ),
         counter("mesh_handshake_failures_total", "Handshakes that failed, by reason.", failures),

@@ -53,8 +53,17 @@ pub enum Event {
     LaneHalfUsed {
         /// The tunnel.
         conn: ConnId,
+        /// Whose lane it is.
+        worker: u8,
         /// The lane.
         lane: u32,
+    },
+    /// A worker of the peer has asked whether its packets arrive.
+    LaneHeard {
+        /// The tunnel.
+        conn: ConnId,
+        /// Which.
+        worker: u8,
     },
     /// The configuration was read anew, and with it what dials show.
     Reload {

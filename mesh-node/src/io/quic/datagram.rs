@@ -207,7 +207,7 @@ impl Datagrams {
 }
 
 impl Carrier for Datagrams {
-    fn send(&self, batch: &mut OutBatch) -> Sent {
+    fn send(&self, _worker: u8, batch: &mut OutBatch) -> Sent {
         let mut sent = Sent::default();
         let mut patience = if self.stalled.load(Relaxed) { Duration::ZERO } else { PATIENCE };
         for frame in batch.take() {

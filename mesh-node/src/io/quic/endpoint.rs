@@ -35,6 +35,8 @@ pub struct Bind {
     pub offloads: Offloads,
     /// The largest UDP payload that peers may send.
     pub largest: u16,
+    /// Packet workers: with lanes each has a port, the ones after the first's.
+    pub workers: u8,
 }
 
 impl Bind {
@@ -54,9 +56,20 @@ impl Bind {
         credentials: &Credentials,
         transport: TransportConfig,
     ) -> anyhow::Result<(Endpoint, SocketOffloads, LaneWire)> {
-        let socket = socket(self.listen).with_context(|| format!("bind {}", self.listen))?;
-        buffers(&socket, lane::socket::RECEIVE_BUFFER, lane::socket::SEND_BUFFER);
-        let wire = LaneWire::new(socket, self.offloads).context("set up the UDP socket")?;
+        let bind = |worker: u8| {
+            let port = self.listen.port().checked_add(worker.into());
+            let port = port.with_context(|| format!("no port is left for worker {worker}"))?;
+            let address = SocketAddr::new(self.listen.ip(), port);
+            let socket = socket(address).with_context(|| match worker {
+                0 => format!("bind {address}"),
+                _ => format!("bind {address}, the port of packet worker {worker} (`workers`)"),
+            })?;
+            buffers(&socket, lane::socket::RECEIVE_BUFFER, lane::socket::SEND_BUFFER);
+            anyhow::Ok(socket)
+        };
+        let first = bind(0)?;
+        let more = (1..self.workers).map(bind).collect::<anyhow::Result<_>>()?;
+        let wire = LaneWire::of_workers(first, more, self.offloads).context("set up the UDP socket")?;
         let offloads = SocketOffloads::shared(&wire, self.offloads);
         Ok((self.endpoint(&offloads, credentials, transport)?, offloads, wire))
     }
@@ -96,19 +109,20 @@ pub(super) fn bind_for_test(
     credentials: &Credentials,
     transport: TransportConfig,
 ) -> anyhow::Result<(Endpoint, SocketOffloads)> {
-    let bind = Bind { listen, offloads: Offloads::ALL, largest: 1480 };
+    let bind = Bind { listen, offloads: Offloads::ALL, largest: 1480, workers: 1 };
     bind.on_socket(UdpSocket::bind(listen)?, credentials, transport)
 }
 
-/// The same on a socket that lanes share.
+/// The same on a socket that lanes share, with those of further workers.
 #[cfg(test)]
 pub(super) fn shared_for_test(
     socket: UdpSocket,
+    more: Vec<UdpSocket>,
     credentials: &Credentials,
     transport: TransportConfig,
 ) -> anyhow::Result<(Endpoint, SocketOffloads, LaneWire)> {
-    let bind = Bind { listen: socket.local_addr()?, offloads: Offloads::ALL, largest: 1480 };
-    let wire = LaneWire::new(socket, bind.offloads)?;
+    let bind = Bind { listen: socket.local_addr()?, offloads: Offloads::ALL, largest: 1480, workers: 1 };
+    let wire = LaneWire::of_workers(socket, more, bind.offloads)?;
     let offloads = SocketOffloads::shared(&wire, bind.offloads);
     Ok((bind.endpoint(&offloads, credentials, transport)?, offloads, wire))
 }

@@ -31,8 +31,8 @@ pub struct SocketOffloads {
     socket: Arc<dyn AsyncUdpSocket>,
     hearing: Arc<Hearing>,
     probes: Arc<Receivers>,
-    /// Where the socket carries them too.
-    lanes: Option<Arc<LaneSocket>>,
+    /// The sockets that carry them, where there are any: this one, and those of further workers.
+    lanes: Vec<Arc<LaneSocket>>,
     wanted: Offloads,
     /// What the kernel had at the start.
     had: Offloads,
@@ -50,7 +50,7 @@ impl SocketOffloads {
         let hearing = Arc::new(Hearing::new(Some(same), None));
         let probes = Arc::<Receivers>::default();
         let trains = Trains { socket, hearing: hearing.clone(), probes: probes.clone() };
-        Ok(Self::of(Arc::new(trains), hearing, probes, None, wanted))
+        Ok(Self::of(Arc::new(trains), hearing, probes, Vec::new(), wanted))
     }
 
     /// Of a socket that is set up, and read by others, who pass on what is quinn's.
@@ -59,14 +59,14 @@ impl SocketOffloads {
         let (socket, probes) = (wire.port.clone(), Arc::default());
         let trains = Trains { socket, hearing: wire.passed_on.clone(), probes };
         let (hearing, probes) = (wire.hearing.clone(), wire.probes.clone());
-        Self::of(Arc::new(trains), hearing, probes, Some(wire.socket.clone()), wanted)
+        Self::of(Arc::new(trains), hearing, probes, wire.sockets().cloned().collect(), wanted)
     }
 
     fn of(
         socket: Arc<dyn AsyncUdpSocket>,
         hearing: Arc<Hearing>,
         probes: Arc<Receivers>,
-        lanes: Option<Arc<LaneSocket>>,
+        lanes: Vec<Arc<LaneSocket>>,
         wanted: Offloads,
     ) -> Self {
         let had = Offloads::default();
@@ -96,8 +96,8 @@ impl SocketOffloads {
 
     /// At present, everywhere: where a device turns out to be unable to cut trains, lanes end them to that peer, quinn to all.
     pub fn in_use(&self) -> Offloads {
-        let segments = self.socket.max_transmit_segments() > 1
-            && self.lanes.as_ref().is_none_or(|lanes| lanes.segments());
+        let segments =
+            self.socket.max_transmit_segments() > 1 && self.lanes.iter().all(|lanes| lanes.segments());
         let there = [(Offload::Gso, segments), (Offload::Gro, self.socket.max_receive_segments() > 1)];
         let used = there.into_iter().filter(|(offload, used)| *used && self.wanted.has(*offload));
         used.map(|(offload, _)| offload).collect()

@@ -1,8 +1,11 @@
-//! The TUN device of one network: make it, read packets from it, write packets to it.
+//! The TUN device of one network: make it, with one queue or several, read packets from it, write packets to it.
 //!
 //! Each packet has a `virtio_net_hdr` before it (`forward::segment` reads and writes it), so that the kernel hands us
 //! TCP and UDP superpackets whole and takes them back whole. Addresses, MTU and bringing the device up are the work of
-//! `io::host`. The packet loop is the caller: one thread reads, others may write and wake.
+//! `io::host`. The packet loop is the caller: one thread reads each queue, others may write and wake.
+//!
+//! Which queue a packet comes out of is the kernel's choice, by its flow: that which a packet of the flow was last written to
+//! within 3 s (drivers/net/tun.c: `tun_flow_update`), else one by the hash of its addresses and ports.
 
 pub mod drops;
 pub(crate) mod sys;
@@ -12,6 +15,7 @@ use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::time::Duration;
 
+use nix::net::if_::if_nametoindex;
 use tun::AbstractDevice as _;
 
 use crate::config::offloads::{Offload, Offloads};
@@ -22,7 +26,7 @@ pub const VNET_HEADER: usize = 10;
 /// Room for the largest read: a superpacket of 64 KiB and its header.
 pub const READ_BUFFER: usize = VNET_HEADER + 65_536;
 
-/// Superpackets that wait in the kernel to be read (drivers/net/tun.c: `TUN_READQ_SIZE`, which we leave as it is).
+/// Superpackets that wait in the kernel to be read, in each queue (drivers/net/tun.c: `TUN_READQ_SIZE`, which we leave as it is).
 pub const READ_QUEUE: u64 = 500;
 
 /// Why there is no device.
@@ -35,6 +39,16 @@ pub enum TunError {
         name: String,
         /// What the kernel, or the `tun` crate, said.
         source: tun::Error,
+    },
+    /// The kernel refused to add one more queue.
+    #[error("add queue {queue} to tun device {name}")]
+    Queue {
+        /// The device.
+        name: String,
+        /// Which, from 0 on.
+        queue: u8,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// It was made, but not to our needs.
     #[error("set up tun device {name}: {step}")]
@@ -70,7 +84,7 @@ pub enum Read {
     Woken,
 }
 
-/// One open device. It vanishes from the kernel when this is dropped.
+/// One queue of an open device, which has often no other. The device vanishes from the kernel when its last queue is dropped.
 #[derive(Debug)]
 pub struct Tun {
     file: File,
@@ -91,16 +105,44 @@ impl Tun {
         });
         let device = tun::create(&config).map_err(create)?;
         let name = device.tun_name().map_err(create)?;
-        let index = device.tun_index().map_err(create)?;
-        let set_up = |step| {
+        let fd = sys::own(device.into_raw_fd()).map_err(|source| TunError::SetUp {
+            name: name.clone(),
+            step: "take over its descriptor",
+            source,
+        })?;
+        Self::set_up(File::from(fd), name, wanted)
+    }
+
+    /// [`Self::create`] with so many queues, each to be read by a thread of its own; with one, and with none, the same.
+    pub fn queues(name: &str, wanted: Offloads, queues: u8) -> Result<Vec<Self>, TunError> {
+        if queues <= 1 {
+            return Ok(vec![Self::create(name, wanted)?]);
+        }
+        // A device that somebody else holds would give each of us some of the packets.
+        let first = attach(name, libc::IFF_TUN_EXCL);
+        let (file, name) =
+            first.map_err(|e| TunError::Create { name: name.to_owned(), source: tun::Error::Io(e) })?;
+        let mut all = vec![Self::set_up(file, name.clone(), wanted)?];
+        for queue in 1..queues {
+            let added = attach(&name, 0);
+            let (file, name) =
+                added.map_err(|source| TunError::Queue { name: name.clone(), queue, source })?;
+            all.push(Self::set_up(file, name, wanted)?);
+        }
+        Ok(all)
+    }
+
+    fn set_up(file: File, name: String, wanted: Offloads) -> Result<Self, TunError> {
+        let failed = |step| {
             let name = name.clone();
             move |source| TunError::SetUp { name, step, source }
         };
-        let file = File::from(sys::own(device.into_raw_fd()).map_err(set_up("take over its descriptor"))?);
-        sys::set_vnet_header_size(&file, VNET_HEADER).map_err(set_up("set the header length"))?;
-        let offloads = best_offloads(&file, wanted).map_err(set_up("set offloads"))?;
-        let wake = sys::eventfd().map_err(set_up("make its wake-up descriptor"))?;
-        Ok(Self { file, wake, name, index: index.max(0) as u32, offloads })
+        let index =
+            if_nametoindex(name.as_str()).map_err(io::Error::from).map_err(failed("ask for its number"))?;
+        sys::set_vnet_header_size(&file, VNET_HEADER).map_err(failed("set the header length"))?;
+        let offloads = best_offloads(&file, wanted).map_err(failed("set offloads"))?;
+        let wake = sys::eventfd().map_err(failed("make its wake-up descriptor"))?;
+        Ok(Self { file, wake, name, index, offloads })
     }
 
     /// Anything that keeps packet boundaries as a device, such as one end of a `SOCK_SEQPACKET` pair: for tests.
@@ -164,6 +206,14 @@ impl Tun {
     pub fn offloads(&self) -> Offloads {
         self.offloads
     }
+}
+
+/// A new queue of the device `name`, which is made if it is not there; and the name that it has.
+fn attach(name: &str, more_flags: libc::c_int) -> io::Result<(File, String)> {
+    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | more_flags;
+    let name = sys::attach(&file, name, flags)?;
+    Ok((file, name))
 }
 
 /// Asks for everything wanted, then for what older kernels know. UDP superpackets came with 6.2.
@@ -247,5 +297,59 @@ mod tests {
         assert!(n > VNET_HEADER && buffer[VNET_HEADER] >> 4 == 6);
         assert!(ip(&["link", "del", "meshtest0"]).success());
         assert!(tun.read(&mut buffer, Wait::AtMost(Duration::from_secs(5))).is_err());
+    }
+
+    #[test]
+    #[ignore = "needs CAP_NET_ADMIN; run it in a network namespace of its own: unshare -n"]
+    fn a_real_device_with_two_queues_gives_each_flow_to_one_and_goes_with_the_last() {
+        let mut queues = Tun::queues("meshtwo%d", Offloads::ALL, 2).unwrap();
+        assert!(queues.iter().all(|q| q.name() == "meshtwo0" && q.index() == queues[0].index()));
+        assert_eq!(queues[0].offloads(), queues[1].offloads());
+        let taken = Tun::queues("meshtwo0", Offloads::ALL, 2).unwrap_err();
+        assert!(matches!(taken, TunError::Create { .. }), "{taken}");
+        let ip = |args: &[&str]| std::process::Command::new("ip").args(args).status().unwrap().success();
+        assert!(ip(&["addr", "add", "192.0.2.1/24", "dev", "meshtwo0"]));
+        assert!(ip(&["link", "set", "meshtwo0", "up"]));
+        let mut buffer = vec![0; READ_BUFFER];
+        let mut ports = [const { Vec::new() }; 2];
+        for _ in 0..2 {
+            for port in 1000..1032u16 {
+                let socket = std::net::UdpSocket::bind(("192.0.2.1", port)).unwrap();
+                socket.send_to(b"x", "192.0.2.2:9").unwrap();
+            }
+            for (queue, ports) in queues.iter().zip(&mut ports) {
+                while let Read::Packet(n) = queue.read(&mut buffer, Wait::No).unwrap() {
+                    let packet = &buffer[VNET_HEADER..n];
+                    // past what the kernel says on a new link
+                    if packet[0] == 0x45 && packet[9] == 17 {
+                        ports.push(u16::from_be_bytes([packet[20], packet[21]]));
+                    }
+                }
+            }
+        }
+        let [first, second] = ports;
+        assert_eq!(first.len() + second.len(), 64);
+        assert!(!first.is_empty() && !second.is_empty(), "{first:?} {second:?}");
+        assert!(first.iter().all(|port| !second.contains(port)), "{first:?} {second:?}");
+        drop(queues.pop());
+        assert!(ip(&["link", "show", "meshtwo0"]));
+        drop(queues);
+        assert!(!ip(&["link", "show", "meshtwo0"]));
+    }
+
+    #[test]
+    #[ignore = "needs CAP_NET_ADMIN; run it in a network namespace of its own: unshare -n"]
+    fn readers_of_all_queues_learn_that_the_device_is_gone() {
+        let queues = Tun::queues("meshgone%d", Offloads::ALL, 2).unwrap();
+        std::thread::scope(|s| {
+            let readers: Vec<_> = queues
+                .iter()
+                .map(|queue| s.spawn(|| queue.read(&mut [0; 64], Wait::AtMost(Duration::from_secs(5)))))
+                .collect();
+            std::thread::sleep(Duration::from_millis(50));
+            let gone = std::process::Command::new("ip").args(["link", "del", queues[0].name()]).status();
+            assert!(gone.unwrap().success());
+            assert!(readers.into_iter().all(|reader| reader.join().unwrap().is_err()));
+        });
     }
 }

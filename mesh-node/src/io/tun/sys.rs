@@ -36,6 +36,24 @@ pub(super) fn own(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Makes `tun`, a fresh descriptor of /dev/net/tun, a queue of the device `name` with these flags (`IFF_...` of linux/if_tun.h). Gives
+/// the name that the device has.
+pub(super) fn attach(tun: &File, name: &str, flags: libc::c_int) -> io::Result<String> {
+    // SAFETY: plain numbers, of which 0 is one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // the last byte stays 0
+    let room = request.ifr_name.len() - 1;
+    if name.len() > room || name.contains('\0') {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    request.ifr_name.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from as libc::c_char);
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: the ioctl reads and writes one ifreq through the pointer, which is exclusively borrowed across the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    let given = request.ifr_name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0);
+    Ok(String::from_utf8_lossy(&given.collect::<Vec<_>>()).into_owned())
+}
+
 /// Sets the length of the header before each packet.
 pub(super) fn set_vnet_header_size(tun: &File, size: usize) -> io::Result<()> {
     let size = size as libc::c_int;

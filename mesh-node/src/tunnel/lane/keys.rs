@@ -97,11 +97,11 @@ impl fmt::Debug for Ratchet {
 }
 
 impl Ratchet {
-    /// From a secret that both sides, and nobody else, can compute; once for each such secret. `agreed` is what both have said
-    /// of lanes: who heard something else comes to other keys. `side` is who dialled (the client) or accepted.
-    pub fn new(secret: &[u8; SECRET], agreed: &[u8], cipher: Cipher, side: Side) -> Self {
+    /// From a secret that both sides, and nobody else, can compute; once for each such secret and worker. `agreed` is what both have
+    /// said of lanes: who heard something else comes to other keys. `side` is who dialled (the client) or accepted.
+    pub fn new(secret: &[u8; SECRET], agreed: &[u8], worker: u8, cipher: Cipher, side: Side) -> Self {
         let link = hkdf::Salt::new(hkdf::HKDF_SHA256, b"mesh lanes 1").extract(secret);
-        Self { link: expand(&link, &[b"mesh lane first", agreed]), cipher, side, next: 0 }
+        Self { link: expand(&link, &[b"mesh lane first", &[worker], agreed]), cipher, side, next: 0 }
     }
 
     /// What the lanes are protected with.

@@ -10,13 +10,14 @@
 //! ```
 //!
 //! Everything here is pure: [`keys`] makes lanes from a secret, [`seal`] and [`open`] use them, [`train`] fills datagrams,
-//! [`frames`] empties them, [`agreement`] says when a lane is made and used, [`probe`] is a lane for probes. Sockets are `io::lane`'s.
+//! [`frames`] empties them, [`agreement`] says when a lane is made and used, [`proof`] whether its packets get through, [`probe`] is a lane for probes. Sockets are `io::lane`'s.
 
 pub mod agreement;
 pub mod frames;
 pub mod keys;
 pub mod open;
 pub mod probe;
+pub mod proof;
 pub mod seal;
 pub mod train;
 pub mod window;

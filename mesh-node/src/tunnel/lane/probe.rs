@@ -17,7 +17,7 @@ pub const LEN: usize = HEADER + 1 + FRAME_HEADER + Probe::LEN + TAG;
 /// The one lane that grows from a secret; once for each such secret. ChaCha20-Poly1305 protects 2^32 packets: at the fastest pace
 /// a year of them, so that there is no second lane.
 pub fn lane(secret: &[u8; SECRET], side: Side) -> Lane {
-    Ratchet::new(secret, b"", Cipher::ChaCha20Poly1305, side).next_lane()
+    Ratchet::new(secret, b"", 0, Cipher::ChaCha20Poly1305, side).next_lane()
 }
 
 /// A probe's packet.

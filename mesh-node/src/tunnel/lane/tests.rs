@@ -19,12 +19,12 @@ mod window;
 const SECRET: [u8; 32] = [7; 32];
 
 fn ratchet(side: Side) -> Ratchet {
-    Ratchet::new(&SECRET, b"offers", Cipher::Aes128Gcm, side)
+    Ratchet::new(&SECRET, b"offers", 0, Cipher::Aes128Gcm, side)
 }
 
 /// The first lane as both sides have it.
 fn pair(cipher: Cipher) -> (Lane, Lane) {
-    let make = |side| Ratchet::new(&SECRET, b"offers", cipher, side).next_lane();
+    let make = |side| Ratchet::new(&SECRET, b"offers", 0, cipher, side).next_lane();
     (make(Side::Client), make(Side::Server))
 }
 

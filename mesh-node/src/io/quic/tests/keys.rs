@@ -13,11 +13,16 @@ async fn connected(a: &mut Node, b: &mut Node) -> [Secrets; 2] {
     [of_a, of_b]
 }
 
-/// All lanes that two ends make of their secrets, those of one lane side by side.
+/// All lanes that two ends make of their secrets, with two workers each; those of one lane side by side.
 fn lanes([dialer, acceptor]: &[Secrets; 2], cipher: Cipher) -> Vec<[Lane; 2]> {
     let ends = [(dialer, Side::Client), (acceptor, Side::Server)];
-    let mut ratchets = ends.map(|(of, side)| Ratchet::new(of.lanes.bytes(), b"both offers", cipher, side));
-    let mut lanes: Vec<_> = (0..3).map(|_| ratchets.each_mut().map(Ratchet::next_lane)).collect();
+    let mut lanes = Vec::new();
+    for worker in [0, 1] {
+        let of =
+            |(of, side): (&Secrets, _)| Ratchet::new(of.lanes.bytes(), b"both offers", worker, cipher, side);
+        let mut ratchets = ends.map(of);
+        lanes.extend((0..3).map(|_| ratchets.each_mut().map(Ratchet::next_lane)));
+    }
     lanes.push(ends.map(|(of, side)| probe::lane(of.probes.bytes(), side)));
     lanes
 }
@@ -63,7 +68,7 @@ async fn no_restart_reboot_or_clone_of_a_node_comes_to_a_key_again() {
             assert!(packets.insert(first_packet(lane)[HEADER..].to_vec()), "a key comes again");
         }
     }
-    assert_eq!(packets.len(), all.len() * 4 * 2);
+    assert_eq!(packets.len(), all.len() * 7 * 2);
 }
 
 #[tokio::test]

@@ -30,9 +30,21 @@ impl Spec<'_> {
         socket: UdpSocket,
         keepalive: Duration,
     ) -> OnLanes {
+        self.start_workers(credentials, vec![socket], keepalive)
+    }
+
+    /// Of as many workers as there are sockets.
+    fn start_workers(
+        &self,
+        credentials: Credentials,
+        mut sockets: Vec<UdpSocket>,
+        keepalive: Duration,
+    ) -> OnLanes {
         let transport = datagram::transport_config(keepalive);
-        let (quic, offloads, wire) = endpoint::shared_for_test(socket, &credentials, transport).unwrap();
-        let counters = Arc::<Counters>::default();
+        let counters = Arc::new(Counters::new(sockets.len() as u8));
+        let first = sockets.remove(0);
+        let (quic, offloads, wire) =
+            endpoint::shared_for_test(first, sockets, &credentials, transport).unwrap();
         let loops = reading(&wire, counters.clone());
         OnLanes { node: self.start_on(credentials, quic, offloads), wire, counters, _loops: loops }
     }
@@ -42,12 +54,26 @@ impl Spec<'_> {
 fn reading(wire: &LaneWire, counters: Arc<Counters>) -> PacketLoops {
     let (wanted, moved) = (mpsc::channel(1).0, mpsc::channel(1).0);
     let mut loops = PacketLoops::start(Arc::default(), counters, wanted, moved).unwrap();
-    loops.receive_lanes(wire.clone()).unwrap();
+    loops.receive_lanes(wire).unwrap();
     loops
 }
 
 fn loopback() -> UdpSocket {
     UdpSocket::bind("127.0.0.1:0").unwrap()
+}
+
+/// So many, of ports that follow one another.
+fn loopbacks(workers: u8) -> Vec<UdpSocket> {
+    let bound = std::iter::repeat_with(|| {
+        let first = loopback();
+        let port = first.local_addr().unwrap().port();
+        let more = (1..u16::from(workers)).map(|worker| {
+            let port = port.checked_add(worker)?;
+            UdpSocket::bind(("127.0.0.1", port)).ok()
+        });
+        std::iter::once(Some(first)).chain(more).collect::<Option<Vec<_>>>()
+    });
+    bound.take(1000).flatten().next().unwrap()
 }
 
 /// Somebody who is no member, and what a node answers.
@@ -88,12 +114,12 @@ impl Joined {
     }
 }
 
-/// The dialer and the acceptor.
-pub(crate) async fn joined() -> [Joined; 2] {
+/// The dialer and the acceptor, with so many workers each.
+pub(crate) async fn joined(workers: [u8; 2]) -> [Joined; 2] {
     let ca = ca("lab");
-    let ends = ["ph1", "ph2"].map(|name| {
+    let ends = [("ph1", workers[0]), ("ph2", workers[1])].map(|(name, workers)| {
         let spec = Spec::good(name, &ca);
-        spec.start_shared(spec.credentials(), loopback(), Duration::from_secs(1))
+        spec.start_workers(spec.credentials(), loopbacks(workers), Duration::from_secs(1))
     });
     ends[0].node.dial(ends[1].node.address(), Some("ph2"));
     let certificate = ends[0].node.context.certificate.clone();

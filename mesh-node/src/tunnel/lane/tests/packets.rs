@@ -60,7 +60,7 @@ fn readdressed(packet: &[u8], to: LaneId) -> Vec<u8> {
 #[test]
 fn a_packet_opens_at_no_other_end_than_its_own_whatever_id_it_is_given() {
     for cipher in Cipher::ALL {
-        let make = |side| Ratchet::new(&SECRET, b"offers", cipher, side);
+        let make = |side| Ratchet::new(&SECRET, b"offers", 0, cipher, side);
         let [mut client, mut server] = [Side::Client, Side::Server].map(make);
         let mut ends: Vec<Lane> = Vec::new();
         for _ in 0..3 {
@@ -88,18 +88,19 @@ fn a_packet_opens_at_no_other_end_than_its_own_whatever_id_it_is_given() {
 }
 
 #[test]
-fn a_packet_opens_on_no_other_connection_and_not_where_other_offers_were_heard() {
+fn a_packet_opens_on_no_other_connection_for_no_other_worker_and_not_where_other_offers_were_heard() {
     let (mut a, mut b) = pair(Cipher::Aes128Gcm);
     let packet = sealed(&mut a.sealer, b"packet");
-    let elsewhere = |secret: [u8; 32], offers: &[u8], cipher| {
-        let mut lane = Ratchet::new(&secret, offers, cipher, Side::Server).next_lane();
+    let elsewhere = |secret: [u8; 32], offers: &[u8], worker, cipher| {
+        let mut lane = Ratchet::new(&secret, offers, worker, cipher, Side::Server).next_lane();
         let copy = readdressed(&packet, lane.id);
         [opened(&mut lane.opener, &packet), opened(&mut lane.opener, &copy)]
     };
     let refused = [Err(Refused::Forged), Err(Refused::Forged)];
-    assert_eq!(elsewhere([8; 32], b"offers", Cipher::Aes128Gcm), refused);
-    assert_eq!(elsewhere(SECRET, b"others", Cipher::Aes128Gcm), refused);
-    assert_eq!(elsewhere(SECRET, b"offers", Cipher::Aes256Gcm), refused);
+    assert_eq!(elsewhere([8; 32], b"offers", 0, Cipher::Aes128Gcm), refused);
+    assert_eq!(elsewhere(SECRET, b"others", 0, Cipher::Aes128Gcm), refused);
+    assert_eq!(elsewhere(SECRET, b"offers", 1, Cipher::Aes128Gcm), refused);
+    assert_eq!(elsewhere(SECRET, b"offers", 0, Cipher::Aes256Gcm), refused);
     assert_eq!(opened(&mut b.opener, &packet).unwrap(), b"packet");
 }
 

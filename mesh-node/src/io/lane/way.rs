@@ -1,0 +1,195 @@
+//! How one worker's packets get to one peer: a socket of ours, a port of theirs, and the lane in use between them.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::socket::{Destination, LaneSocket};
+use crate::io::notices::tell;
+use crate::io::quic::path::Beside;
+use crate::notice::Notice;
+use crate::tunnel::lane::proof::{Ask, Proof};
+use crate::tunnel::lane::seal::Sealer;
+use crate::tunnel::lane::train::{Packer, Taken, Train};
+use crate::tunnel::lane::{HEADER, TAG};
+use crate::tunnel::{OutBatch, Sent};
+
+/// How long one batch may wait for the socket, in all.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Says of a worker that half of its lane is used; `false`: not now, ask again.
+pub type HalfUsed = Arc<dyn Fn(u8, u32) -> bool + Send + Sync>;
+
+/// One worker's.
+pub(super) struct Way {
+    worker: u8,
+    socket: Arc<LaneSocket>,
+    /// Once there is a lane.
+    to: OnceLock<Destination>,
+    half_used: HalfUsed,
+    /// Taken once a batch: of several networks' threads one at a time sends on a lane.
+    sending: Mutex<Sending>,
+    /// A lane to change to, which never waits for a batch under way.
+    next: Mutex<Option<Current>>,
+    has_next: AtomicBool,
+    /// When the peer has said last that packets get through; until it is taken note of.
+    heard: Mutex<Option<Instant>>,
+    /// It was asked in vain again and again.
+    unheard: AtomicBool,
+    /// Packets that the lane in use may still carry; 0: none is in use.
+    left: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Sending {
+    lane: Option<Current>,
+    packer: Packer,
+    proof: Proof,
+}
+
+#[derive(Debug)]
+struct Current {
+    number: u32,
+    sealer: Sealer,
+    /// Packets left when the next lane is asked for.
+    ask_at: u64,
+    asked: bool,
+}
+
+impl fmt::Debug for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Way").field("to", &self.to).field("left", &self.left).finish_non_exhaustive()
+    }
+}
+
+impl Way {
+    pub(super) fn new(worker: u8, socket: Arc<LaneSocket>, half_used: HalfUsed) -> Self {
+        Self {
+            worker,
+            socket,
+            to: OnceLock::new(),
+            half_used,
+            sending: Mutex::default(),
+            next: Mutex::default(),
+            has_next: AtomicBool::new(false),
+            heard: Mutex::default(),
+            unheard: AtomicBool::new(false),
+            left: AtomicU64::new(0),
+        }
+    }
+
+    /// Changes to this lane with the next batch. The first one says where to, and from which address of ours.
+    pub(super) fn change(&self, number: u32, sealer: Sealer, to: SocketAddr, from: Option<IpAddr>) {
+        self.to.get_or_init(|| self.socket.destination(to, from));
+        self.left.store(sealer.left(), Relaxed);
+        let ask_at = sealer.left() / 2;
+        *lock(&self.next) = Some(Current { number, sealer, ask_at, asked: false });
+        self.has_next.store(true, Relaxed);
+    }
+
+    /// The peer has heard what came this way.
+    pub(super) fn heard(&self, now: Instant) {
+        *lock(&self.heard) = Some(now);
+        self.unheard.store(false, Relaxed);
+    }
+
+    /// Packets that the lane in use may still carry; 0: none is in use.
+    pub(super) fn left(&self) -> u64 {
+        self.left.load(Relaxed)
+    }
+
+    /// Our port and the peer's, where it does not hear what is sent from the one to the other.
+    pub(super) fn unheard(&self) -> Option<(u16, u16)> {
+        let to = self.to.get().filter(|_| self.unheard.load(Relaxed))?;
+        Some((self.socket.local_addr().ok()?.port(), to.address().port()))
+    }
+
+    /// Sends what the lane takes; the frames that stay in the batch are for another carrier. `first`: the first worker's way, for those
+    /// of another one. Its ports are taken while it is not known that packets get through between this one's.
+    pub(super) fn send(
+        &self,
+        batch: &mut OutBatch,
+        largest: usize,
+        beside: &Beside,
+        first: Option<&Self>,
+    ) -> Sent {
+        let mut sending = self.sending();
+        let Sending { lane, packer, proof } = &mut *sending;
+        let (Some(current), Some(to)) = (&mut *lane, self.to.get()) else { return Sent::default() };
+        let by = match first {
+            Some(first) if !self.gets_through(current, proof, to, beside) => {
+                first.to.get().map(|to| (&first.socket, to))
+            }
+            _ => Some((&self.socket, to)),
+        };
+        let Some((socket, to)) = by else { return Sent::default() };
+        let mut patience = PATIENCE;
+        let (mut datagrams, mut calls, mut too_big) = (0, 0, 0);
+        let mut packed = packer.pack(batch, &mut current.sealer, largest, |train| {
+            let handed = socket.send(train, to, &mut patience);
+            datagrams += handed.datagrams;
+            calls += handed.calls;
+            too_big += u64::from(handed.taken == Taken::TooBig);
+            handed.taken
+        });
+        packed.sent.waited = PATIENCE.saturating_sub(patience);
+        batch.keep_last(packed.left);
+        beside.sent(datagrams, calls, too_big);
+        let left = current.sealer.left();
+        if !current.asked && left <= current.ask_at {
+            current.asked = (self.half_used)(self.worker, current.number);
+        }
+        let spent = packed.left > 0;
+        // a lane whose successor could not be asked for stays, to ask again with the next batch
+        if spent && current.asked {
+            *lane = None;
+        }
+        if !self.has_next.load(Relaxed) {
+            self.left.store(if spent { 0 } else { left }, Relaxed);
+        }
+        packed.sent
+    }
+
+    /// Whether what is sent now arrives, as far as is known. Now and then a packet without frames asks.
+    fn gets_through(
+        &self,
+        current: &mut Current,
+        proof: &mut Proof,
+        to: &Destination,
+        beside: &Beside,
+    ) -> bool {
+        if let Some(at) = lock(&self.heard).take() {
+            proof.handle_heard(at);
+        }
+        let now = Instant::now();
+        let ask = proof.poll_ask(now);
+        if ask == Ask::Tell {
+            self.unheard.store(true, Relaxed);
+            tell(Notice::WorkerUnheard { worker: self.worker.into(), endpoint: to.address() });
+        }
+        let mut packet = [0; HEADER + 1 + TAG];
+        if ask != Ask::No && current.sealer.seal(&mut packet).is_ok() {
+            let train = Train { bytes: &packet, datagram: packet.len() };
+            let handed = self.socket.send(train, to, &mut Duration::default());
+            beside.sent(handed.datagrams, handed.calls, 0);
+        }
+        proof.holds(now)
+    }
+
+    /// On the lane to be used.
+    fn sending(&self) -> MutexGuard<'_, Sending> {
+        let mut sending = lock(&self.sending);
+        if self.has_next.swap(false, Relaxed)
+            && let Some(next) = lock(&self.next).take()
+        {
+            sending.lane = Some(next);
+        }
+        sending
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
