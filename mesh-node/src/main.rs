@@ -56,6 +56,9 @@ fn main() -> ExitCode {
     // quinn's tasks carry packets too: of the same rank as the packet threads, or those starve them
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().on_thread_start(mesh_node::packet_loop::prioritise);
+    // one that waits for the disk must not keep the control loop from turning
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    builder.worker_threads(cores.max(2));
     let runtime = match builder.build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -79,6 +79,7 @@ pub struct Session {
     state: State,
     diagnostic: Diagnostic,
     remote: Option<Remote>,
+    begun: Instant,
     /// When anything came from the peer last, or the session began.
     heard: Instant,
     /// There has been a verdict.
@@ -95,6 +96,7 @@ impl Session {
             state: State::Down,
             diagnostic: Diagnostic::None,
             remote: None,
+            begun: now,
             heard: now,
             judged: false,
             next_tx: now,
@@ -116,6 +118,14 @@ impl Session {
     /// What it wants.
     pub fn params(&self) -> ProbeParams {
         self.params
+    }
+
+    /// The last verdict, for one who has not been told.
+    pub fn verdict(&self, now: Instant) -> Option<Change> {
+        self.judged.then(|| match self.state {
+            State::Up => Change::Alive,
+            _ => Change::Silent(now.saturating_duration_since(self.heard)),
+        })
     }
 
     /// Whether a probe is meant for this session, or for any (RFC 5880 section 6.8.6).
@@ -168,7 +178,7 @@ impl Session {
         if now < due {
             return None;
         }
-        let is_news = self.state != State::Init;
+        let is_news = self.state != State::Init || !self.judged && now >= self.begun + self.first_time();
         self.judged |= is_news;
         self.state = State::Down;
         self.diagnostic = Diagnostic::DetectionTimeExpired;
@@ -242,10 +252,18 @@ impl Session {
     pub fn detection_deadline(&self) -> Option<Instant> {
         let time = match self.state {
             State::Init | State::Up => self.detection_time(),
-            State::Down if !self.judged => FIRST.max(2 * self.detection_time()),
+            State::Down if !self.judged => self.first_time(),
             State::Down | State::AdminDown => return None,
         };
-        self.heard.checked_add(time)
+        let due = self.heard.checked_add(time)?;
+        // who says "down" all the while is heard, and does not carry
+        let never_up = self.state == State::Init && !self.judged;
+        Some(if never_up { due.min(self.begun + self.first_time()) } else { due })
+    }
+
+    /// How long a session has for coming up.
+    fn first_time(&self) -> Duration {
+        FIRST.max(2 * self.detection_time())
     }
 
     fn detection_interval(&self) -> Duration {

@@ -384,7 +384,12 @@ impl Thread {
                     tunnel.session = Some(Session::new(conn.0 as u32, *wanted, now));
                     tunnel.ours = true;
                 }
-                Some(_) => tunnel.ours = true,
+                Some(_) if !tunnel.ours => {
+                    tunnel.ours = true;
+                    let verdict = tunnel.session.as_ref().and_then(|session| session.verdict(now));
+                    tunnel.untold = verdict.or(tunnel.untold);
+                }
+                Some(_) => {}
                 None if tunnel.ours => {
                     tunnel.ours = false;
                     tunnel.take_leave();

@@ -179,7 +179,8 @@ impl Lanes<'_> {
         if genuine {
             lane.heard.now();
         }
-        if asked {
+        // of another way it says nothing
+        if asked && lane.worker() == self.worker {
             lane.asked(now);
         }
         self.tally.packets += packets;

@@ -91,10 +91,14 @@ impl Carrier for LaneCarrier {
         let mut sent = Sent::default();
         // a lane ends with its connection: what is left is counted as such by the other way
         if !self.datagrams.closed() {
-            // a peer with fewer workers has no lanes for all of ours
-            let own = self.way(worker).filter(|way| worker > 0 && way.left() > 0);
-            let way = own.unwrap_or(&self.first);
-            sent = way.send(batch, self.largest(), &self.beside, own.map(|_| &self.first));
+            let (largest, beside) = (self.largest(), &self.beside);
+            if let Some(own) = self.way(worker).filter(|_| worker > 0) {
+                sent = own.send(batch, largest, beside, Some(&self.first));
+            }
+            // also what another worker has no lane for: its own is spent, or the peer has fewer workers
+            if !batch.is_empty() {
+                sent.add(self.first.send(batch, largest, beside, None));
+            }
         }
         if !batch.is_empty() {
             sent.add(self.datagrams.send(worker, batch));

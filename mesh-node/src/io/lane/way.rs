@@ -106,7 +106,7 @@ impl Way {
         Some((self.socket.local_addr().ok()?.port(), to.address().port()))
     }
 
-    /// Sends what the lane takes; the frames that stay in the batch are for another carrier. `first`: the first worker's way, for those
+    /// Sends what the lane takes; the frames that stay in the batch are for another way. `first`: the first worker's way, for those
     /// of another one. Its ports are taken while it is not known that packets get through between this one's.
     pub(super) fn send(
         &self,

@@ -126,10 +126,10 @@ fn expected(state: State, event: Event) -> (State, &'static str) {
         (Down, Probe(Down) | Nameless(Down)) => (Init, ""),
         (Down, Probe(Init)) => (Up, "alive"),
         (Init, Probe(Init | Up)) => (Up, "alive"),
-        (Init, Probe(AdminDown) | Nameless(AdminDown) | Late | Overdue) => (Down, ""),
+        (Init, Probe(AdminDown) | Nameless(AdminDown) | Late) => (Down, ""),
         (Up, Probe(Down) | Nameless(Down)) => (Down, "silent"),
         (Up, Probe(AdminDown) | Nameless(AdminDown)) => (Down, "unknown"),
-        (Up, Late | Overdue) | (Down, Overdue) => (Down, "silent"),
+        (Up, Late | Overdue) | (Down | Init, Overdue) => (Down, "silent"),
         _ => (state, ""),
     }
 }
@@ -160,6 +160,34 @@ fn who_never_comes_up_is_told_of_once_and_who_is_heard_has_longer() {
     session.handle_probe(&probe(Down, OURS), start + 2600 * MS);
     assert_eq!(word(session.handle_timeout(start + 5000 * MS)), "");
     assert_eq!((session.state(), session.detection_deadline()), (Down, None));
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an arbitrary origin of virtual time")]
+fn who_says_down_all_the_while_is_told_of_once_and_so_is_that_it_comes_up() {
+    let start = Instant::now();
+    let mut session = session(Down, start);
+    let mut told = Vec::new();
+    for ms in (0..5000).step_by(50) {
+        let now = start + ms * MS;
+        let change = session.handle_probe(&probe(Down, OURS), now).or_else(|| session.handle_timeout(now));
+        told.extend(change.map(|change| (ms, word(Some(change)))));
+    }
+    assert_eq!(told, [(2000, "silent")]);
+    assert_eq!(word(session.verdict(start + 5000 * MS)), "silent");
+    session.handle_probe(&probe(Down, OURS), start + 5000 * MS);
+    assert_eq!(word(session.handle_probe(&probe(Up, OURS), start + 5050 * MS)), "alive");
+    assert_eq!(word(session.verdict(start + 5050 * MS)), "alive");
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "an arbitrary origin of virtual time")]
+fn nobody_is_judged_before_there_is_something_to_say() {
+    let start = Instant::now();
+    for state in State::ALL {
+        let verdict = session(state, start).verdict(start);
+        assert_eq!(word(verdict), if state == Up { "alive" } else { "" }, "{state:?}");
+    }
 }
 
 /// A change of state is news for the other side at once; and what is not for us does not even count as life.
