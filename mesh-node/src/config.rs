@@ -75,7 +75,7 @@ pub struct NodeConfig {
     pub transport: Transport,
     /// Packets after which the next lane takes over.
     pub lane_packets: u32,
-    /// Packet workers: 1 to `MAX_WORKERS`. That of number `w` listens on the port of `listen` and `w`.
+    /// Packet workers: 1 to `MAX_WORKERS`, without lanes one. That of number `w` listens on the port of `listen` and `w`.
     pub workers: u8,
     /// What the kernel may do in larger pieces.
     pub offloads: Offloads,
@@ -310,8 +310,9 @@ fn node(w: &mut Walk<'_>, s: &Section<'_>) -> NodeConfig {
     });
     let listen = listen.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4650)));
     let workers = w.number(s, "workers", 1, MAX_WORKERS.into()).map_or(1, |n| n as u8);
-    let ports = if transport == Some(Transport::Datagram) { 1 } else { workers };
-    if listen.port().checked_add(u16::from(ports - 1)).is_none() {
+    // without lanes one thread has all that comes, and the kernel would give all answers to its queue
+    let workers = if transport == Some(Transport::Datagram) { 1 } else { workers };
+    if listen.port().checked_add(u16::from(workers - 1)).is_none() {
         w.at(
             s,
             "workers",

@@ -108,9 +108,7 @@ pub async fn run(
     let started = io::started();
     let largest = io::quic::datagram::udp_payload(local.underlay_mtu);
     let transport = io::quic::offloads::transport(&node, largest);
-    // without lanes one thread has all that comes, and the kernel would give all answers to its queue
-    let workers = if node.transport == Transport::Lanes { node.workers } else { 1 };
-    let (listen, offloads) = (node.listen, node.offloads);
+    let (listen, offloads, workers) = (node.listen, node.offloads, node.workers);
     let bind = io::quic::endpoint::Bind { listen, offloads, largest, workers };
     let (quic, socket, wire) = match node.transport {
         Transport::Datagram => {

@@ -123,7 +123,7 @@ impl Lanes<'_> {
                     self.write(&means, before, &received.buffers);
                 }
                 let run = at..at + len;
-                self.open(&means, lane, &mut received.buffers[message], message as u32, run, (stride, start));
+                self.open(&means, lane, &mut received.buffers[message], message as u32, run, stride);
                 at += len;
             }
         }
@@ -141,7 +141,7 @@ impl Lanes<'_> {
         buffer: &mut [u8],
         number: u32,
         run: Range<usize>,
-        (stride, now): (usize, Instant),
+        stride: usize,
     ) {
         let mut opener = lane.opener();
         let mut count = LaneCount::default();
@@ -181,7 +181,7 @@ impl Lanes<'_> {
         }
         // of another way it says nothing
         if asked && lane.worker() == self.worker {
-            lane.asked(now);
+            lane.asked();
         }
         self.tally.packets += packets;
     }

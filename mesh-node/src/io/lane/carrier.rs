@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::LaneWire;
+use super::socket::LaneSocket;
 pub use super::way::HalfUsed;
 use super::way::Way;
 use crate::io::quic::datagram::Datagrams;
@@ -19,9 +20,8 @@ use crate::tunnel::{Carrier, OutBatch, Room, Sent};
 pub struct LaneCarrier {
     /// Of the first worker, whose packets go where the connection's go.
     first: Way,
+    /// Of the others, in order.
     more: Vec<Way>,
-    to: SocketAddr,
-    from: Option<IpAddr>,
     datagrams: Datagrams,
     /// What left on lanes.
     beside: Arc<Beside>,
@@ -37,16 +37,21 @@ impl LaneCarrier {
         beside: Arc<Beside>,
         half_used: HalfUsed,
     ) -> Self {
-        let way = |(worker, socket)| Way::new(worker, Arc::clone(socket), half_used.clone());
-        let more = (1..).zip(&wire.more).map(way).collect();
-        let first = way((0, &wire.socket));
-        Self { first, more, to, from, datagrams: Datagrams::new(connection), beside }
+        let way = |worker, socket: &Arc<LaneSocket>, to| {
+            Way::new(worker, socket.clone(), socket.destination(to, from), half_used.clone())
+        };
+        // a port beyond the last is nobody's
+        let more = (1..)
+            .zip(&wire.more)
+            .map_while(|(worker, socket)| Some(way(worker, socket, of_worker(to, worker)?)));
+        let (more, first) = (more.collect(), way(0, &wire.socket, to));
+        Self { first, more, datagrams: Datagrams::new(connection), beside }
     }
 
     /// Changes to this lane of a worker with its next batch. The one after it is asked for when half of its packets are used.
     pub fn change(&self, worker: u8, number: u32, sealer: Sealer) {
-        if let (Some(way), Some(to)) = (self.way(worker), of_worker(self.to, worker)) {
-            way.change(number, sealer, to, self.from);
+        if let Some(way) = self.way(worker) {
+            way.change(number, sealer);
         }
     }
 
@@ -80,7 +85,7 @@ impl LaneCarrier {
     }
 }
 
-/// Where a worker receives, if the first one receives there; a port beyond the last is nobody's.
+/// Where a worker receives, if the first one receives there.
 fn of_worker(mut first: SocketAddr, worker: u8) -> Option<SocketAddr> {
     first.set_port(first.port().checked_add(worker.into())?);
     Some(first)

@@ -63,8 +63,9 @@ impl LaneEnd {
     }
 
     /// A packet without frames has come: a question.
-    pub fn asked(&self, now: Instant) {
+    pub fn asked(&self) {
         let Some(Answering { answer, last }) = &self.answering else { return };
+        let now = Instant::now();
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_none_or(|at| now.saturating_duration_since(at) >= ANSWER_EVERY) && answer() {
             *last = Some(now);

@@ -1,9 +1,8 @@
 //! How one worker's packets get to one peer: a socket of ours, a port of theirs, and the lane in use between them.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::socket::{Destination, LaneSocket};
@@ -26,8 +25,7 @@ pub type HalfUsed = Arc<dyn Fn(u8, u32) -> bool + Send + Sync>;
 pub(super) struct Way {
     worker: u8,
     socket: Arc<LaneSocket>,
-    /// Once there is a lane.
-    to: OnceLock<Destination>,
+    to: Destination,
     half_used: HalfUsed,
     /// Taken once a batch: of several networks' threads one at a time sends on a lane.
     sending: Mutex<Sending>,
@@ -65,11 +63,12 @@ impl fmt::Debug for Way {
 }
 
 impl Way {
-    pub(super) fn new(worker: u8, socket: Arc<LaneSocket>, half_used: HalfUsed) -> Self {
+    /// From a socket of ours to an address of theirs; without a lane so far.
+    pub(super) fn new(worker: u8, socket: Arc<LaneSocket>, to: Destination, half_used: HalfUsed) -> Self {
         Self {
             worker,
             socket,
-            to: OnceLock::new(),
+            to,
             half_used,
             sending: Mutex::default(),
             next: Mutex::default(),
@@ -80,9 +79,8 @@ impl Way {
         }
     }
 
-    /// Changes to this lane with the next batch. The first one says where to, and from which address of ours.
-    pub(super) fn change(&self, number: u32, sealer: Sealer, to: SocketAddr, from: Option<IpAddr>) {
-        self.to.get_or_init(|| self.socket.destination(to, from));
+    /// Changes to this lane with the next batch.
+    pub(super) fn change(&self, number: u32, sealer: Sealer) {
         self.left.store(sealer.left(), Relaxed);
         let ask_at = sealer.left() / 2;
         *lock(&self.next) = Some(Current { number, sealer, ask_at, asked: false });
@@ -102,8 +100,10 @@ impl Way {
 
     /// Our port and the peer's, where it does not hear what is sent from the one to the other.
     pub(super) fn unheard(&self) -> Option<(u16, u16)> {
-        let to = self.to.get().filter(|_| self.unheard.load(Relaxed))?;
-        Some((self.socket.local_addr().ok()?.port(), to.address().port()))
+        if !self.unheard.load(Relaxed) {
+            return None;
+        }
+        Some((self.socket.local_addr().ok()?.port(), self.to.address().port()))
     }
 
     /// Sends what the lane takes; the frames that stay in the batch are for another way. `first`: the first worker's way, for those
@@ -117,14 +117,11 @@ impl Way {
     ) -> Sent {
         let mut sending = self.sending();
         let Sending { lane, packer, proof } = &mut *sending;
-        let (Some(current), Some(to)) = (&mut *lane, self.to.get()) else { return Sent::default() };
-        let by = match first {
-            Some(first) if !self.gets_through(current, proof, to, beside) => {
-                first.to.get().map(|to| (&first.socket, to))
-            }
-            _ => Some((&self.socket, to)),
+        let Some(current) = lane else { return Sent::default() };
+        let Self { socket, to, .. } = match first {
+            Some(first) if !self.gets_through(current, proof, beside) => first,
+            _ => self,
         };
-        let Some((socket, to)) = by else { return Sent::default() };
         let mut patience = PATIENCE;
         let (mut datagrams, mut calls, mut too_big) = (0, 0, 0);
         let mut packed = packer.pack(batch, &mut current.sealer, largest, |train| {
@@ -153,26 +150,20 @@ impl Way {
     }
 
     /// Whether what is sent now arrives, as far as is known. Now and then a packet without frames asks.
-    fn gets_through(
-        &self,
-        current: &mut Current,
-        proof: &mut Proof,
-        to: &Destination,
-        beside: &Beside,
-    ) -> bool {
+    fn gets_through(&self, current: &mut Current, proof: &mut Proof, beside: &Beside) -> bool {
         if let Some(at) = lock(&self.heard).take() {
             proof.handle_heard(at);
         }
         let now = Instant::now();
         let ask = proof.poll_ask(now);
+        self.unheard.store(proof.is_in_vain(), Relaxed);
         if ask == Ask::Tell {
-            self.unheard.store(true, Relaxed);
-            tell(Notice::WorkerUnheard { worker: self.worker.into(), endpoint: to.address() });
+            tell(Notice::WorkerUnheard { worker: self.worker.into(), endpoint: self.to.address() });
         }
         let mut packet = [0; HEADER + 1 + TAG];
         if ask != Ask::No && current.sealer.seal(&mut packet).is_ok() {
             let train = Train { bytes: &packet, datagram: packet.len() };
-            let handed = self.socket.send(train, to, &mut Duration::default());
+            let handed = self.socket.send(train, &self.to, &mut Duration::default());
             beside.sent(handed.datagrams, handed.calls, 0);
         }
         proof.holds(now)
