@@ -1,4 +1,4 @@
-//! Cost of one packet through the pure path: decide and map, cut, join.
+//! Cost of one packet through the pure path: decide and map, cut, join, protect and open.
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
@@ -6,6 +6,9 @@ use mesh_node::forward::fib::{Egress, EgressVia, NetworkFib, NetworkSpec, PeerIx
 use mesh_node::forward::flows::Flows;
 use mesh_node::forward::segment::{Coalescer, GSO_TCPV4, NEEDS_CSUM, VnetHdr, cut, on_wire};
 use mesh_node::forward::{inbound, outbound, translate_flow};
+use mesh_node::tunnel::lane::keys::{Cipher, Ratchet, Side};
+use mesh_node::tunnel::lane::provider::Provider;
+use mesh_node::tunnel::lane::{HEADER, TAG};
 use mesh_proto::Prefix;
 use mesh_proto::ip::checksum::{checksum, pseudo_header};
 
@@ -146,5 +149,39 @@ fn join_46_segments(bencher: Bencher) {
             coalescer.push(at as u32, 0, black_box(packet), true);
         }
         coalescer.outputs().map(|output| output.pieces.len()).sum::<usize>()
+    });
+}
+
+const PROTECTED: [(Provider, usize); 6] = [
+    (Provider::AwsLc, 100),
+    (Provider::Ring, 100),
+    (Provider::AwsLc, 1400),
+    (Provider::Ring, 1400),
+    (Provider::AwsLc, 8900),
+    (Provider::Ring, 8900),
+];
+
+fn ratchet(side: Side, by: Provider) -> Ratchet {
+    Ratchet::new(&[7; 32], b"offers", 0, Cipher::Aes128Gcm, side).by(by)
+}
+
+#[divan::bench(args = PROTECTED)]
+fn seal(bencher: Bencher, (by, len): (Provider, usize)) {
+    let mut sealer = ratchet(Side::Client, by).next_lane().sealer;
+    let mut datagram = vec![7; HEADER + len + TAG];
+    bencher.counter(BytesCount::new(len)).bench_local(|| sealer.seal(black_box(&mut datagram)));
+}
+
+#[divan::bench(args = PROTECTED)]
+fn open(bencher: Bencher, (by, len): (Provider, usize)) {
+    let mut sealer = ratchet(Side::Client, by).next_lane().sealer;
+    let mut opener = ratchet(Side::Server, by).next_lane().opener;
+    let sealed = || {
+        let mut datagram = vec![7; HEADER + len + TAG];
+        sealer.seal(&mut datagram).map(|()| datagram)
+    };
+    bencher.counter(BytesCount::new(len)).with_inputs(sealed).bench_local_refs(|datagram| {
+        let opened = datagram.as_mut().map(|datagram| opener.open(datagram));
+        assert!(matches!(opened, Ok(Ok(_))));
     });
 }

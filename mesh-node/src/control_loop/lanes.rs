@@ -24,6 +24,7 @@ use crate::tunnel::Tunnel;
 use crate::tunnel::lane::LaneId;
 use crate::tunnel::lane::agreement::{Agreement, Step};
 use crate::tunnel::lane::keys::{Cipher, Ratchet, Side};
+use crate::tunnel::lane::provider::{Provider, has_aes};
 
 /// How long a lane can still be received after the peer has been seen to send on the next one: many times what is on its way.
 const GRACE: Duration = Duration::from_secs(10);
@@ -221,6 +222,7 @@ impl Session {
             debug!(?conn, "no cipher for lanes in common");
             return Ok(());
         };
+        debug!(?conn, cipher = cipher.as_str(), by = Provider::fastest(cipher).as_str(), "lanes agreed");
         let both = [dialer, acceptor].map(|offer| Message::LaneOffer(offer.clone()).encode()).concat();
         let sets = (0..ours.workers.min(theirs.workers)).map(|worker| Set {
             agreement: Agreement::new(Ratchet::new(secret.bytes(), &both, worker, cipher, self.side)),
@@ -353,7 +355,7 @@ impl Pace {
 /// The fastest of this processor first.
 fn our_offer(wire: &LaneWire) -> LaneOffer {
     let mut ciphers = Cipher::ALL;
-    if !crate::io::lane::has_aes() {
+    if !has_aes() {
         ciphers.reverse();
     }
     LaneOffer { ciphers: ciphers.map(|cipher| cipher as u16).into(), workers: wire.workers() }

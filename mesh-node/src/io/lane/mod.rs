@@ -72,14 +72,3 @@ impl LaneWire {
         u8::try_from(1 + self.more.len()).unwrap_or(u8::MAX)
     }
 }
-
-/// Whether the processor has instructions for AES, without which ChaCha20 is faster.
-pub fn has_aes() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let has = std::is_x86_feature_detected!("aes");
-    #[cfg(target_arch = "aarch64")]
-    let has = std::arch::is_aarch64_feature_detected!("aes");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let has = false;
-    has
-}

@@ -1,5 +1,5 @@
 //! From one secret of the TLS connection to the keys of each lane: an HKDF ratchet (RFC 5869), each link of which makes one
-//! lane and the next link, and is then overwritten. Cryptography is rustls' and aws-lc's.
+//! lane and the next link, and is then overwritten. Cryptography is rustls', aws-lc's and ring's.
 //!
 //! ```text
 //!  exporter secret = link 0 --> link 1 --> link 2 ...
@@ -11,10 +11,10 @@ use std::fmt;
 
 use aws_lc_rs::hkdf;
 pub use rustls::Side;
-use rustls::crypto::aws_lc_rs::cipher_suite;
-use rustls::quic::{Suite, Version};
+use rustls::quic::Version;
 
 use super::open::Opener;
+use super::provider::Provider;
 use super::seal::Sealer;
 use super::{ID_LEN, LaneId};
 
@@ -55,16 +55,6 @@ impl Cipher {
             Self::ChaCha20Poly1305 => "ChaCha20-Poly1305",
         }
     }
-
-    fn suite(self) -> Suite {
-        let suite = match self {
-            Self::Aes128Gcm => cipher_suite::TLS13_AES_128_GCM_SHA256,
-            Self::Aes256Gcm => cipher_suite::TLS13_AES_256_GCM_SHA384,
-            Self::ChaCha20Poly1305 => cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        };
-        let quic = suite.tls13().and_then(rustls::Tls13CipherSuite::quic_suite);
-        quic.expect("aws-lc has QUIC keys for every suite of TLS 1.3")
-    }
 }
 
 /// Both ends of one lane, as one side has them. Neither can be copied: a packet number exists once.
@@ -83,6 +73,7 @@ pub struct Lane {
 pub struct Ratchet {
     link: [u8; SECRET],
     cipher: Cipher,
+    provider: Provider,
     side: Side,
     next: u32,
 }
@@ -101,7 +92,14 @@ impl Ratchet {
     /// said of lanes: who heard something else comes to other keys. `side` is who dialled (the client) or accepted.
     pub fn new(secret: &[u8; SECRET], agreed: &[u8], worker: u8, cipher: Cipher, side: Side) -> Self {
         let link = hkdf::Salt::new(hkdf::HKDF_SHA256, b"mesh lanes 1").extract(secret);
-        Self { link: expand(&link, &[b"mesh lane first", &[worker], agreed]), cipher, side, next: 0 }
+        let link = expand(&link, &[b"mesh lane first", &[worker], agreed]);
+        Self { link, cipher, provider: Provider::fastest(cipher), side, next: 0 }
+    }
+
+    /// The same, with the packets protected by this provider's code.
+    pub fn by(mut self, provider: Provider) -> Self {
+        self.provider = provider;
+        self
     }
 
     /// What the lanes are protected with.
@@ -119,7 +117,7 @@ impl Ratchet {
         let number = self.next;
         self.next += 1;
         // the construction of RFC 9001 section 5.2, which takes any bytes as its input
-        let keys = self.cipher.suite().keys(&secret, self.side, Version::V1);
+        let keys = self.provider.suite(self.cipher).keys(&secret, self.side, Version::V1);
         let (ours, theirs) = match self.side {
             Side::Client => (to_client, to_server),
             Side::Server => (to_server, to_client),

@@ -9,8 +9,9 @@
 //! +----------+-----------------------------+--------------+-----------------------------------+---------+
 //! ```
 //!
-//! Everything here is pure: [`keys`] makes lanes from a secret, [`seal`] and [`open`] use them, [`train`] fills datagrams,
-//! [`frames`] empties them, [`agreement`] says when a lane is made and used, [`proof`] whether its packets get through, [`probe`] is a lane for probes. Sockets are `io::lane`'s.
+//! Everything here is pure: [`keys`] makes lanes from a secret by a [`provider`]'s code, [`seal`] and [`open`] use them, [`train`] fills
+//! datagrams, [`frames`] empties them, [`agreement`] says when a lane is made and used, [`proof`] whether its packets get through, [`probe`]
+//! is a lane for probes. Sockets are `io::lane`'s.
 
 pub mod agreement;
 pub mod frames;
@@ -18,6 +19,7 @@ pub mod keys;
 pub mod open;
 pub mod probe;
 pub mod proof;
+pub mod provider;
 pub mod seal;
 pub mod train;
 pub mod window;

@@ -1,11 +1,11 @@
 //! Both ends of a lane in one process, without sockets.
 
-use rustls::crypto::aws_lc_rs::cipher_suite;
 use rustls::quic::{DirectionalKeys, Version};
 
 use super::frames::{Frames, Malformed};
 use super::keys::{Cipher, Lane, Ratchet, Side};
 use super::open::{Opener, Refused};
+use super::provider::Provider;
 use super::seal::Sealer;
 use super::*;
 
@@ -54,13 +54,7 @@ struct Forger {
 
 /// And the end that its packets are for.
 fn forger(cipher: Cipher) -> (Forger, Opener) {
-    let suite = match cipher {
-        Cipher::Aes128Gcm => cipher_suite::TLS13_AES_128_GCM_SHA256,
-        Cipher::Aes256Gcm => cipher_suite::TLS13_AES_256_GCM_SHA384,
-        Cipher::ChaCha20Poly1305 => cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-    };
-    let suite = suite.tls13().unwrap().quic_suite().unwrap();
-    let keys = |side| suite.keys(&SECRET, side, Version::V1);
+    let keys = |side| Provider::fastest(cipher).suite(cipher).keys(&SECRET, side, Version::V1);
     (Forger { keys: keys(Side::Client).local }, Opener::new(keys(Side::Server).remote))
 }
 

@@ -52,6 +52,25 @@ fn every_bit_of_a_packet_and_each_of_its_bytes_counts_with_every_cipher_both_way
     }
 }
 
+#[test]
+fn whoever_implements_a_cipher_the_packets_are_the_same() {
+    let by = [Provider::AwsLc, Provider::Ring];
+    for cipher in Cipher::ALL {
+        let lane = |side, by| Ratchet::new(&SECRET, b"offers", 0, cipher, side).by(by).next_lane();
+        let [mut one, mut other] = by.map(|by| lane(Side::Client, by).sealer);
+        let mut open = by.map(|by| lane(Side::Server, by).opener);
+        assert_eq!(one.left(), other.left(), "{cipher:?}");
+        for len in [0, 1, 15, 16, 17, 127, 128, 129, 300, 1400, 9000, 65_000] {
+            let payload: Vec<u8> = (0..len).map(|at| at as u8).collect();
+            let packet = sealed(&mut one, &payload);
+            assert_eq!(packet, sealed(&mut other, &payload), "{cipher:?}, {len}");
+            for opener in &mut open {
+                assert_eq!(opened(opener, &packet).unwrap(), payload, "{cipher:?}, {len}");
+            }
+        }
+    }
+}
+
 /// With the ID of another lane, which whoever copies a packet may write into it.
 fn readdressed(packet: &[u8], to: LaneId) -> Vec<u8> {
     [&packet[..1], &to.0, &packet[1 + ID_LEN..]].concat()
