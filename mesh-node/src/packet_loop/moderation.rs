@@ -3,12 +3,16 @@
 
 use std::time::{Duration, Instant};
 
-/// Above this rate batches of one are what costs: 40 packets a millisecond. At the period below a batch then has four
-/// packets or more.
+/// At this rate batches of one are what costs: 40 packets a millisecond. At the period below a batch then has six packets or more.
 const BUSY_PACKETS_PER_MS: u128 = 40;
 
-/// At most one flush in this time while busy with small packets. It is also the longest delay added to a packet.
-const PERIOD: Duration = Duration::from_micros(100);
+/// Below this rate no longer. Far below the other: packets that are each sent alone may cost the host so much that no more of them
+/// come, and nothing would ever change.
+const CALM_PACKETS_PER_MS: u128 = 20;
+
+/// At most one flush in this time while busy with small packets. It is also the longest delay added to a packet. At 100 us a packet
+/// in a flood costs half as much again, and the packets of other flows wait longer, not shorter, for the processor.
+const PERIOD: Duration = Duration::from_micros(150);
 
 /// A batch with this much in it is worth sending as it is.
 const FULL_ENOUGH: usize = 8000;
@@ -35,7 +39,8 @@ impl Moderation {
         self.packets += packets;
         let window = now.saturating_duration_since(self.window_start);
         if window >= WINDOW {
-            self.busy = u128::from(self.packets) * 1000 >= BUSY_PACKETS_PER_MS * window.as_micros();
+            let enough = if self.busy { CALM_PACKETS_PER_MS } else { BUSY_PACKETS_PER_MS };
+            self.busy = u128::from(self.packets) * 1000 >= enough * window.as_micros();
             self.packets = 0;
             self.window_start = now;
         }
@@ -57,8 +62,18 @@ mod tests {
 
     /// Feeds `count` batches, `gap` apart; the share that was told to wait.
     fn waits(count: u32, gap: Duration, packets: u64, bytes: usize) -> f64 {
-        let mut now = Instant::now();
-        let mut moderation = Moderation::new(now);
+        let now = Instant::now();
+        goes_on(&mut Moderation::new(now), now, count, gap, packets, bytes)
+    }
+
+    fn goes_on(
+        moderation: &mut Moderation,
+        mut now: Instant,
+        count: u32,
+        gap: Duration,
+        packets: u64,
+        bytes: usize,
+    ) -> f64 {
         let mut waited = 0;
         for _ in 0..count {
             now += gap;
@@ -85,5 +100,21 @@ mod tests {
     #[test]
     fn many_small_packets_wait_for_company() {
         assert!(waits(1000, Duration::from_micros(20), 8, 800) > 0.9);
+    }
+
+    #[test]
+    fn a_flood_that_was_waited_for_is_one_until_it_has_ended() {
+        let start = Instant::now();
+        let mut moderation = Moderation::new(start);
+        let gap = Duration::from_micros(40);
+        // 25 packets a millisecond
+        assert_eq!(goes_on(&mut moderation, start, 1000, gap, 1, 100), 0.0);
+        let flood = start + Duration::from_secs(1);
+        assert!(goes_on(&mut moderation, flood, 1000, Duration::from_micros(20), 8, 800) > 0.9);
+        // each batch takes the wait and the gap
+        let slower = flood + Duration::from_secs(1);
+        assert!(goes_on(&mut moderation, slower, 1000, gap, 5, 500) > 0.9);
+        let over = slower + Duration::from_secs(1);
+        assert!(goes_on(&mut moderation, over, 1000, Duration::from_millis(2), 1, 100) < 0.01);
     }
 }
