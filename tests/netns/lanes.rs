@@ -168,3 +168,42 @@ fn a_path_that_becomes_narrow_without_a_word_is_followed() {
     assert!(mtu() < 1280, "{} after {:?}", mtu(), narrowed.elapsed());
     assert!(lab.transfer("vm1", VM2, 1 << 20).unwrap().ok());
 }
+
+/// Answers, and their average time in milliseconds, as ping sums them up.
+fn figures(ping: &str) -> Option<(u32, f64)> {
+    let came = ping.split_once(" packets transmitted, ")?.1.split(' ').next()?.parse().ok()?;
+    let average = ping.split_once("min/avg/max/mdev = ")?.1.split('/').nth(1)?.parse().ok()?;
+    Some((came, average))
+}
+
+#[test]
+fn a_peer_behind_a_slow_device_does_not_stop_what_goes_to_others() {
+    let mut lab = Lab::start(Plan::standard("", 3)).unwrap();
+    assert!(lab.ping_within(SOON, "vm1", VM2) && lab.ping_within(SOON, "vm1", "10.77.3.10"));
+    on_lanes(&lab);
+    // to ph3 by a queue of its own, which lets so little through that the packets of seconds wait in it, in the kernel
+    for line in [
+        "qdisc add dev eth0 root handle 1: htb default 10",
+        "class add dev eth0 parent 1: classid 1:10 htb rate 10gbit quantum 60000",
+        "class add dev eth0 parent 1: classid 1:30 htb rate 4mbit quantum 60000",
+        "filter add dev eth0 parent 1: protocol ip u32 match ip dst 198.51.100.13 flowid 1:30",
+    ] {
+        let tc = lab.sh("ph1", &format!("tc {line}")).unwrap();
+        assert!(tc.ok(), "{}", tc.text());
+    }
+    let dropped = |lab: &Lab| lab.metric("ph1", "mesh_dropped_packets_total", "reason=\"queue_full\"");
+    let before = dropped(&lab);
+    lab.spawn("vm3", &["timeout", "30", "iperf3", "-s", "-1"]).unwrap();
+    let flood = ["timeout", "20", "iperf3", "-u", "-c", "10.77.3.10", "-b", "100M", "-l", "1200", "-t", "8"];
+    let ping = ["ping", "-n", "-i", "0.02", "-c", "200", VM2];
+    std::thread::scope(|s| {
+        let flood = s.spawn(|| lab.exec("vm1", &flood));
+        // until the buffer was full once
+        assert!(wait_until(SOON, || dropped(&lab) > before), "nothing is dropped");
+        let pinged = lab.exec("vm1", &ping).unwrap();
+        let (came, average) = figures(&pinged.stdout).unwrap();
+        // a wait for the slow one takes 20 ms
+        assert!(came >= 198 && average < 5.0, "{}\n{}", pinged.text(), lab.metrics("ph1"));
+        let _ = flood.join();
+    });
+}

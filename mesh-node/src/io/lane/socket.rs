@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -15,6 +15,7 @@ use nix::sys::socket::sockopt::UdpGroSegment;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt};
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 
+use super::outlet;
 use crate::config::offloads::{Offload, Offloads};
 use crate::control::slowness::SOCKET;
 use crate::io::notices::tell;
@@ -41,6 +42,8 @@ pub struct LaneSocket {
     segments: bool,
     /// Destinations whose device does not.
     uncut: Arc<AtomicUsize>,
+    /// Batches that have left, to everybody.
+    batches: AtomicU64,
     wake: File,
 }
 
@@ -52,6 +55,10 @@ pub struct Destination {
     /// Its device cuts trains, as far as is known.
     segments: AtomicBool,
     uncut: Arc<AtomicUsize>,
+    /// Its own socket to send by, once it found no room in that of all.
+    outlet: OnceLock<UdpSocket>,
+    /// Batches that have left for it.
+    batches: AtomicU64,
 }
 
 impl Destination {
@@ -173,7 +180,14 @@ impl LaneSocket {
         }
         socket.set_nonblocking(true)?;
         let segments = offloads.has(Offload::Gso) && state.max_gso_segments() > 1;
-        Ok(Self { socket, state, segments, uncut: Arc::default(), wake: eventfd()? })
+        Ok(Self {
+            socket,
+            state,
+            segments,
+            uncut: Arc::default(),
+            batches: AtomicU64::new(0),
+            wake: eventfd()?,
+        })
     }
 
     /// The address it is bound to.
@@ -199,7 +213,44 @@ impl LaneSocket {
     /// For trains to a peer's address, from one of ours.
     pub fn destination(&self, to: SocketAddr, from: Option<IpAddr>) -> Destination {
         let from = from.map(Source::of);
-        Destination { to, from, segments: AtomicBool::new(true), uncut: self.uncut.clone() }
+        Destination {
+            to,
+            from,
+            segments: AtomicBool::new(true),
+            uncut: self.uncut.clone(),
+            outlet: OnceLock::new(),
+            batches: AtomicU64::new(0),
+        }
+    }
+
+    /// Batches that have left for others.
+    pub fn batches_beside(&self, to: &Destination) -> u64 {
+        self.batches.load(Relaxed).wrapping_sub(to.batches.load(Relaxed))
+    }
+
+    /// A batch has left.
+    pub fn count_batch(&self, to: &Destination) {
+        self.batches.fetch_add(1, Relaxed);
+        to.batches.fetch_add(1, Relaxed);
+    }
+
+    /// Gives a destination a send buffer of its own, unless it has one. Where that cannot be it shares that of all.
+    pub fn part(&self, to: &Destination) {
+        if to.outlet.get().is_some() {
+            return;
+        }
+        match outlet::of(&self.socket) {
+            Ok(socket) => {
+                tracing::debug!(to = %to.to, "no room in the send buffer: it gets one of its own");
+                let _ = to.outlet.set(socket);
+            }
+            Err(error) => tracing::debug!(to = %to.to, %error, "no send buffer of its own"),
+        }
+    }
+
+    /// What trains to there are sent by.
+    fn outlet<'a>(&'a self, to: &'a Destination) -> &'a UdpSocket {
+        to.outlet.get().unwrap_or(&self.socket)
     }
 
     /// Sends now or says `WouldBlock`.
@@ -241,28 +292,16 @@ impl LaneSocket {
         }
         let messages = &messages[..count];
         let address = SockaddrStorage::from(to.to);
-        let fd = self.socket.as_raw_fd();
+        let socket = self.outlet(to);
+        let fd = socket.as_raw_fd();
         loop {
             match sendmsg(fd, &[IoSlice::new(bytes)], messages, MsgFlags::empty(), Some(&address)) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) if self.wait_for_room(patience) => {}
+                Err(Errno::EAGAIN) if wait_for_room(socket, patience) => {}
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// `false`: the patience is over. At its end there may be room, though too little to be told of: that takes half the buffer.
-    fn wait_for_room(&self, patience: &mut Duration) -> bool {
-        if patience.is_zero() {
-            return false;
-        }
-        let start = Instant::now();
-        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
-        let limit = PollTimeout::try_from(*patience).unwrap_or(PollTimeout::MAX);
-        let _ = poll(&mut fds, limit);
-        *patience = patience.saturating_sub(start.elapsed());
-        true
     }
 
     /// Waits until something can be received, or until [`Self::wake`].
@@ -291,6 +330,19 @@ impl LaneSocket {
         received.count = self.state.recv((&self.socket).into(), &mut slices, &mut received.meta)?;
         Ok(())
     }
+}
+
+/// `false`: the patience is over. At its end there may be room, though too little to be told of: that takes half the buffer.
+fn wait_for_room(socket: &UdpSocket, patience: &mut Duration) -> bool {
+    if patience.is_zero() {
+        return false;
+    }
+    let start = Instant::now();
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+    let limit = PollTimeout::try_from(*patience).unwrap_or(PollTimeout::MAX);
+    let _ = poll(&mut fds, limit);
+    *patience = patience.saturating_sub(start.elapsed());
+    true
 }
 
 #[cfg(test)]

@@ -9,14 +9,12 @@ use super::socket::{Destination, LaneSocket};
 use crate::io::notices::tell;
 use crate::io::quic::path::Beside;
 use crate::notice::Notice;
+use crate::tunnel::lane::patience::Patience;
 use crate::tunnel::lane::proof::{Ask, Proof};
 use crate::tunnel::lane::seal::Sealer;
 use crate::tunnel::lane::train::{Packer, Taken, Train};
 use crate::tunnel::lane::{HEADER, TAG};
 use crate::tunnel::{OutBatch, Sent};
-
-/// How long one batch may wait for the socket, in all.
-const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Says of a worker that half of its lane is used; `false`: not now, ask again.
 pub type HalfUsed = Arc<dyn Fn(u8, u32) -> bool + Send + Sync>;
@@ -45,6 +43,7 @@ struct Sending {
     lane: Option<Current>,
     packer: Packer,
     proof: Proof,
+    patience: Patience,
 }
 
 #[derive(Debug)]
@@ -116,22 +115,30 @@ impl Way {
         first: Option<&Self>,
     ) -> Sent {
         let mut sending = self.sending();
-        let Sending { lane, packer, proof } = &mut *sending;
+        let Sending { lane, packer, proof, patience } = &mut *sending;
         let Some(current) = lane else { return Sent::default() };
         let Self { socket, to, .. } = match first {
             Some(first) if !self.gets_through(current, proof, beside) => first,
             _ => self,
         };
-        let mut patience = PATIENCE;
+        let granted = patience.of_batch(socket.batches_beside(to), Instant::now);
+        let mut unused = granted;
         let (mut datagrams, mut calls, mut too_big) = (0, 0, 0);
         let mut packed = packer.pack(batch, &mut current.sealer, largest, |train| {
-            let handed = socket.send(train, to, &mut patience);
+            let handed = socket.send(train, to, &mut unused);
             datagrams += handed.datagrams;
             calls += handed.calls;
             too_big += u64::from(handed.taken == Taken::TooBig);
             handed.taken
         });
-        packed.sent.waited = PATIENCE.saturating_sub(patience);
+        packed.sent.waited = granted.saturating_sub(unused);
+        if packed.sent.packets > 0 {
+            socket.count_batch(to);
+        }
+        if packed.sent.queue_full > 0 {
+            patience.handle_full(socket.batches_beside(to), Instant::now());
+            socket.part(to);
+        }
         batch.keep_last(packed.left);
         beside.sent(datagrams, calls, too_big);
         let left = current.sealer.left();

@@ -46,7 +46,12 @@ impl Bind {
         credentials: &Credentials,
         transport: TransportConfig,
     ) -> anyhow::Result<(Endpoint, SocketOffloads)> {
-        let socket = socket(self.listen).with_context(|| format!("bind {}", self.listen))?;
+        let bound = socket(self.listen).and_then(|socket| {
+            socket.bind(&self.listen.into())?;
+            Ok(UdpSocket::from(socket))
+        });
+        let socket = bound.with_context(|| format!("bind {}", self.listen))?;
+        buffers(&socket, SOCKET_BUFFER, SOCKET_BUFFER);
         self.on_socket(socket, credentials, transport)
     }
 
@@ -60,7 +65,8 @@ impl Bind {
             let port = self.listen.port().checked_add(worker.into());
             let port = port.with_context(|| format!("no port is left for worker {worker}"))?;
             let address = SocketAddr::new(self.listen.ip(), port);
-            let socket = socket(address).with_context(|| match worker {
+            let bound = lane::outlet::bind(|| socket(address), address);
+            let socket = bound.with_context(|| match worker {
                 0 => format!("bind {address}"),
                 _ => format!("bind {address}, the port of packet worker {worker} (`workers`)"),
             })?;
@@ -160,7 +166,8 @@ fn configs(
     Ok((server, client))
 }
 
-fn socket(listen: SocketAddr) -> std::io::Result<UdpSocket> {
+/// Ready to be bound.
+fn socket(listen: SocketAddr) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
     if listen.is_ipv6() {
         // `[::]` means both families, whatever the host's bindv6only says
@@ -169,9 +176,6 @@ fn socket(listen: SocketAddr) -> std::io::Result<UdpSocket> {
     // the underlay never follows the overlay: a rule keeps marked packets on the main table
     socket.set_mark(UNDERLAY_MARK)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&listen.into())?;
-    let socket = UdpSocket::from(socket);
-    buffers(&socket, SOCKET_BUFFER, SOCKET_BUFFER);
     Ok(socket)
 }
 

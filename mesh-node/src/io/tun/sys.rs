@@ -93,6 +93,25 @@ pub(crate) fn eventfd() -> io::Result<File> {
     Ok(File::from(own(fd)?))
 }
 
+/// Of the sockets that share a port (SO_REUSEPORT), the first receives all: for one that is not bound yet, and will be the first.
+pub(crate) fn receive_by_first(socket: &impl AsRawFd) -> io::Result<()> {
+    // linux/filter.h: BPF_RET | BPF_K, with the number of the socket
+    let mut program = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
+    let program = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+    let len = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes of `program`, and the one instruction it points to; both live across the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            len,
+        )
+    })
+    .map(drop)
+}
+
 /// Waits until `tun` has a packet (or an error), `wake` has been written, or `limit` is over. Says whether `wake` was
 /// the reason.
 pub(super) fn wait(tun: &File, wake: &File, limit: Option<Duration>) -> io::Result<bool> {

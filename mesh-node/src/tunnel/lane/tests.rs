@@ -12,6 +12,7 @@ use super::*;
 mod agreement;
 mod frames;
 mod packets;
+mod patience;
 mod replay;
 mod trains;
 mod window;
