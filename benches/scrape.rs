@@ -14,7 +14,7 @@ use mesh_node::forward::counters::Counters;
 use mesh_node::forward::fib::{NetworkIx, PeerIx};
 use mesh_node::io::metrics::exposition;
 use mesh_node::io::query::View;
-use mesh_node::io::quic::socket_drops::socket_drops;
+use mesh_node::io::quic::udp_sockets::udp_sockets;
 use mesh_node::io::scrape::{KernelDrops, input};
 use mesh_node::io::tun::drops::device_drops;
 use mesh_proto::Prefix;
@@ -181,7 +181,7 @@ fn whole(bencher: Bencher, peers: u32) {
     let (up, routes) = (text.matches("mesh_peer_up{").count(), text.contains("mesh_routes"));
     assert!(up == peers as usize && routes, "{text}");
     bencher.bench_local(|| {
-        let kernel = KernelDrops { devices: device_drops(), socket: socket_drops() };
+        let kernel = KernelDrops { devices: device_drops(), socket: udp_sockets().dropped };
         exposition(&input(black_box(&control), &view, &counters, &kernel))
     });
 }

@@ -169,7 +169,16 @@ fn the_bounds_of_queues_are_those_of_the_sources() {
     assert!(checked >= 10, "{checked}");
     // what `status --verbose` calls a queue is explained there
     let shown = fs::read_to_string(root().join("mesh-node/src/control/slowness.rs")).unwrap();
-    for name in ["tun_read", "tun_write", "send_buffer", "udp_receive", "receive_buffer", "inbound"] {
+    for name in [
+        "tun_read",
+        "tun_write",
+        "send_buffer",
+        "udp_send",
+        "udp_waiting",
+        "udp_receive",
+        "receive_buffer",
+        "inbound",
+    ] {
         assert!(shown.contains(&format!("\"{name}\"")) && text.contains(&format!("`{name}`")), "{name}");
     }
 }

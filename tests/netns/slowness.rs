@@ -111,6 +111,8 @@ fn figures_of_a_transfer_are_of_that_transfer() {
             "tun_read mesh-default",
             "tun_write mesh-default",
             "send_buffer",
+            "udp_send",
+            "udp_waiting",
             "udp_receive",
             "receive_buffer",
             "inbound"

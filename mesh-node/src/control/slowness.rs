@@ -42,7 +42,9 @@ pub struct Sample {
     pub counters: Snapshot,
     /// Superpackets dropped at each device: for us to read, written by us.
     pub devices: BTreeMap<String, [u64; 2]>,
-    /// Datagrams dropped at the UDP socket.
+    /// Bytes that wait at the UDP sockets: to be sent, and to be received.
+    pub udp: [u64; 2],
+    /// Datagrams dropped at the UDP sockets.
     pub socket_dropped: u64,
     /// Of each peer's path.
     pub paths: BTreeMap<String, PathFigures>,
@@ -196,21 +198,27 @@ impl Control {
                 dropped.iter().find(|(reason, _)| *reason == DropReason::QueueFull).map_or(0, |(_, n)| *n)
             })
         };
-        let mut ours = |name: &str, unit: &str, held: Option<[u64; 2]>, [old, new]: [u64; 2]| {
-            queues.push(Queue {
-                queue: name.into(),
-                depth: held.map(|[depth, _]| depth),
-                limit: held.map(|[_, limit]| limit),
-                unit: unit.into(),
-                dropped: new.saturating_sub(old),
-                dropped_since_start: new,
-            });
-        };
-        ours("send_buffer", "packets", None, full(Direction::Outbound));
-        ours("udp_receive", "datagrams", None, [before.socket_dropped, after.socket_dropped]);
-        ours("receive_buffer", "packets", None, full(Direction::Inbound));
+        let mut ours =
+            |name: &str, unit: &str, (depth, limit): (Option<u64>, Option<u64>), [old, new]: [u64; 2]| {
+                queues.push(Queue {
+                    queue: name.into(),
+                    depth,
+                    limit,
+                    unit: unit.into(),
+                    dropped: new.saturating_sub(old),
+                    dropped_since_start: new,
+                });
+            };
+        let [to_send, received] = after.udp;
+        ours("send_buffer", "packets", (None, None), full(Direction::Outbound));
+        // who fills it waits, or drops what counts for the one before
+        ours("udp_send", "bytes", (Some(to_send), None), [0, 0]);
+        ours("udp_waiting", "bytes", (Some(received), None), [0, 0]);
+        ours("udp_receive", "datagrams", (None, None), [before.socket_dropped, after.socket_dropped]);
+        ours("receive_buffer", "packets", (None, None), full(Direction::Inbound));
         // who fills it waits
-        ours("inbound", "batches", Some(facts.inbound_queue), [0, 0]);
+        let [depth, limit] = facts.inbound_queue;
+        ours("inbound", "batches", (Some(depth), Some(limit)), [0, 0]);
         queues
     }
 }

@@ -11,7 +11,7 @@ use super::metrics::input::{
     Durations, EgressMetrics, MetricsInput, NetworkMetrics, PeerMetrics, WorkerMetrics,
 };
 use super::query::{Query, View};
-use super::quic::socket_drops::socket_drops;
+use super::quic::udp_sockets::udp_sockets;
 use super::tun::drops::{DeviceDrops, device_drops};
 use crate::control::Control;
 use crate::control::egress::failover::{FailoverCause, OUTAGE_BUCKETS};
@@ -62,7 +62,7 @@ pub fn renderer(
         let (queries, counters) = (queries.clone(), counters.clone());
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
-            let kernel = KernelDrops { devices: device_drops(), socket: socket_drops() };
+            let kernel = KernelDrops { devices: device_drops(), socket: udp_sockets().dropped };
             let ask = Query::Ask(Box::new(move |control, view| {
                 let _ = reply.send(input(control, view, &counters, &kernel));
             }));

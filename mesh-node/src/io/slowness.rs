@@ -10,7 +10,7 @@ use mesh_proto::api::Status;
 use super::query::View;
 use super::quic::datagram::{InboundSender, QUEUED_BATCHES};
 use super::quic::offloads::SocketOffloads;
-use super::quic::socket_drops::socket_drops;
+use super::quic::udp_sockets::udp_sockets;
 use super::tun::READ_QUEUE;
 use super::tun::drops::device_drops;
 use crate::config::offloads::Offloads;
@@ -45,11 +45,13 @@ pub struct Sources {
 impl Sources {
     /// One look.
     pub fn sample(&self, control: &Control, view: &View<'_>) -> Sample {
+        let udp = udp_sockets();
         let devices = device_drops().into_iter().map(|(name, d)| (name, [d.outbound, d.inbound]));
         Sample {
             counters: self.counters.snapshot(),
             devices: devices.collect(),
-            socket_dropped: socket_drops(),
+            udp: [udp.to_send, udp.received],
+            socket_dropped: udp.dropped,
             paths: control.paths(view.live),
             uptime: self.started.elapsed(),
         }

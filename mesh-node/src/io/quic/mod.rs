@@ -8,9 +8,9 @@ pub mod exporter;
 pub mod hearing;
 pub mod offloads;
 pub mod path;
-pub mod socket_drops;
 pub mod tls;
 pub mod trains;
+pub mod udp_sockets;
 
 #[cfg(test)]
 pub(crate) mod tests;
