@@ -72,6 +72,7 @@ fn main() -> ExitCode {
         let hangup = signal(SignalKind::hangup()).context("listen for signals")?;
         if !matches!(arguments.command, Some(Command::Check)) {
             mesh_node::packet_loop::prioritise_session();
+            mesh_node::io::lane::outlet::allow_many();
         }
         let prepared = prepare::prepare(&arguments.config).await?;
         if matches!(arguments.command, Some(Command::Check)) {

@@ -22,6 +22,7 @@
 //! `node` builds the TUNs and calls [`PacketLoops`]; each connection's reader task gets a clone of the sender.
 #![allow(clippy::disallowed_methods, reason = "the loops read the clock, once per batch")]
 
+mod company;
 mod deliver;
 mod flow_table;
 mod inbound;

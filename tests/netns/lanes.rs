@@ -193,6 +193,9 @@ fn a_peer_behind_a_slow_device_does_not_stop_what_goes_to_others() {
     }
     let dropped = |lab: &Lab| lab.metric("ph1", "mesh_dropped_packets_total", "reason=\"queue_full\"");
     let before = dropped(&lab);
+    // both dial at the start, and one connection is closed again
+    let downs = |lab: &Lab| ["ph1", "ph3"].map(|host| lab.notices(host, "tunnel_down"));
+    let before_downs = downs(&lab);
     lab.spawn("vm3", &["timeout", "30", "iperf3", "-s", "-1"]).unwrap();
     let flood = ["timeout", "20", "iperf3", "-u", "-c", "10.77.3.10", "-b", "100M", "-l", "1200", "-t", "8"];
     let ping = ["ping", "-n", "-i", "0.02", "-c", "200", VM2];
@@ -206,4 +209,9 @@ fn a_peer_behind_a_slow_device_does_not_stop_what_goes_to_others() {
         assert!(came >= 198 && average < 5.0, "{}\n{}", pinged.text(), lab.metrics("ph1"));
         let _ = flood.join();
     });
+    assert_eq!(downs(&lab), before_downs, "{}", lab.log("ph1"));
+    // once its device is fast again so is the peer
+    lab.sh("ph1", "tc qdisc del dev eth0 root").unwrap();
+    lab.serve("vm3").unwrap();
+    assert!(lab.transfer("vm1", "10.77.3.10", 20_000_000).unwrap().ok());
 }

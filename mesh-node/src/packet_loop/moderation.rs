@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-/// At this rate batches of one are what costs: 40 packets a millisecond. At the period below a batch then has six packets or more.
+/// At this rate batches of one are what costs: 40 packets a millisecond. At the period below a batch then has six packets.
 const BUSY_PACKETS_PER_MS: u128 = 40;
 
 /// Below this rate no longer. Far below the other: packets that are each sent alone may cost the host so much that no more of them

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use mesh_proto::frame::FrameHeader;
 
 use super::Shared;
+use super::company::Company;
 use super::flow_table::{FlowTable, TENDER};
 use super::moderation::Moderation;
 use super::queues::Queues;
@@ -29,7 +30,7 @@ use crate::io::host::moved::Moved;
 use crate::io::notices::tell;
 use crate::io::tun::{READ_BUFFER, Read, Tun, VNET_HEADER, Wait};
 use crate::notice::Notice;
-use crate::tunnel::{OutBatch, Sent, Snapshot, Tunnel};
+use crate::tunnel::{OutBatch, Sent, Snapshot, Tunnel, Turn};
 
 /// Limits of one batch: what the far side can buffer in a go, and about 0.2 ms of work.
 const BATCH_PACKETS: u64 = 256;
@@ -169,7 +170,7 @@ impl Outbound<'_> {
         let snapshot = self.shared.snapshot.load();
         let mut filled = Filled::default();
         if self.worker == TENDER {
-            self.look_after_flows(&snapshot, &mut filled);
+            self.look_after_flows(start, &snapshot, &mut filled);
         }
         let Read::Packet(first) = read else { return Ok(()) };
         self.packet(&snapshot, first, &mut filled);
@@ -184,7 +185,7 @@ impl Outbound<'_> {
             let _ = self.drain(&snapshot, &mut filled);
             more = filled.reads - before;
         }
-        self.flush(&mut filled);
+        self.flush(now, &mut filled);
         let end = Instant::now();
         self.moderation.handle_flush(end, more);
         let busy = end.saturating_duration_since(start).saturating_sub(waited);
@@ -294,10 +295,10 @@ impl Outbound<'_> {
     }
 
     /// Sends what the batch holds, a peer at a time, makes ready for the next, and counts.
-    fn flush(&mut self, filled: &mut Filled) {
+    fn flush(&mut self, now: Instant, filled: &mut Filled) {
         let (counters, network) = (&self.shared.counters, self.network);
         let mut transmit = TrafficCount::default();
-        self.peers.send_all(network, self.worker, |sent| {
+        self.peers.send_all(now, network, self.worker, |sent| {
             transmit.add(TrafficCount { packets: sent.packets, bytes: sent.inner_bytes() });
             filled.drops.add(DropReason::TooBig, sent.too_big);
             filled.drops.add(DropReason::QueueFull, sent.queue_full);
@@ -318,7 +319,7 @@ impl Outbound<'_> {
     }
 
     /// Forgets what is idle, publishes how many flows there are, and ends those whose egress node is drained.
-    fn look_after_flows(&mut self, snapshot: &Snapshot, filled: &mut Filled) {
+    fn look_after_flows(&mut self, now: Instant, snapshot: &Snapshot, filled: &mut Filled) {
         let (counters, network) = (&self.shared.counters, self.network);
         let net = snapshot.fib.network(network);
         let drained = net.map(|net| &*net.spec().egress_drained);
@@ -354,7 +355,7 @@ impl Outbound<'_> {
             }
         }
         if !resets.is_empty() {
-            self.flush(filled);
+            self.flush(now, filled);
             *filled = Filled::default();
         }
         if done && self.care.resets > 0 {
@@ -394,6 +395,7 @@ struct Peers {
     slots: Vec<u32>,
     /// Buffers of earlier batches.
     spare: Vec<OutBatch>,
+    company: Company,
 }
 
 /// What a batch holds for one peer.
@@ -427,10 +429,15 @@ impl Peers {
     }
 
     /// Sends each part by the way of a worker, and says what became of it.
-    fn send_all(&mut self, network: NetworkIx, worker: u8, mut report: impl FnMut(Sent)) {
+    fn send_all(&mut self, now: Instant, network: NetworkIx, worker: u8, mut report: impl FnMut(Sent)) {
         for mut to in self.current.drain(..) {
             to.tunnel.count_egress(Direction::Outbound, network, to.egress);
-            report(to.tunnel.send(worker, &mut to.frames));
+            let turn = Turn { worker, others: self.company.has_others(to.peer, now) };
+            let sent = to.tunnel.send(turn, &mut to.frames);
+            if sent.queue_full == 0 && sent.packets > 0 {
+                self.company.handle_sent(to.peer, now);
+            }
+            report(sent);
             if let Some(slot) = self.slots.get_mut(to.peer.0 as usize) {
                 *slot = 0;
             }

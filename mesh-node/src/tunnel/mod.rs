@@ -20,7 +20,7 @@ use crate::forward::fib::{Fib, NetworkIx, PeerIx};
 /// What carries frames to one peer.
 pub trait Carrier: fmt::Debug + Send + Sync {
     /// Sends every frame of a worker's batch, or drops it and says why. May wait a short, bounded time. Leaves the batch empty.
-    fn send(&self, worker: u8, batch: &mut OutBatch) -> Sent;
+    fn send(&self, turn: Turn, batch: &mut OutBatch) -> Sent;
 
     /// The largest frame that fits at present.
     fn max_frame(&self) -> usize;
@@ -28,6 +28,22 @@ pub trait Carrier: fmt::Debug + Send + Sync {
     /// What it needs around each frame of a batch.
     fn room(&self) -> Room {
         Room::default()
+    }
+}
+
+/// A worker's turn to send to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    /// Which worker.
+    pub worker: u8,
+    /// It has packets for other peers too, which a wait for this one would stop.
+    pub others: bool,
+}
+
+impl Turn {
+    /// Of a worker with packets for this peer alone.
+    pub fn alone(worker: u8) -> Self {
+        Self { worker, others: false }
     }
 }
 
@@ -107,8 +123,8 @@ impl Tunnel {
 
     /// Sends what a worker's batch holds, counts it, and leaves the batch empty. The drops are for the caller to count: the
     /// reasons are labels of the node, not of the peer.
-    pub fn send(&self, worker: u8, batch: &mut OutBatch) -> Sent {
-        let sent = self.carrier.send(worker, batch);
+    pub fn send(&self, turn: Turn, batch: &mut OutBatch) -> Sent {
+        let sent = self.carrier.send(turn, batch);
         self.counters.add(Direction::Outbound, sent.packets, sent.inner_bytes());
         sent
     }

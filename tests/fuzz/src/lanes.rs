@@ -9,7 +9,7 @@ use mesh_node::tunnel::lane::frames::Frames;
 use mesh_node::tunnel::lane::keys::{Cipher, Ratchet, Side};
 use mesh_node::tunnel::lane::window::{Arrival, SIZE, Window};
 use mesh_node::tunnel::lane::{HEADER, LaneId, TAG};
-use mesh_node::tunnel::{Carrier, OutBatch, Sent, Tunnel};
+use mesh_node::tunnel::{Carrier, OutBatch, Sent, Tunnel, Turn};
 
 use super::packets::{Delivery, frame, inner};
 use super::{case, changed};
@@ -18,7 +18,7 @@ use super::{case, changed};
 struct Nowhere;
 
 impl Carrier for Nowhere {
-    fn send(&self, _: u8, batch: &mut OutBatch) -> Sent {
+    fn send(&self, _: Turn, batch: &mut OutBatch) -> Sent {
         batch.clear();
         Sent::default()
     }

@@ -6,7 +6,7 @@ use crate::forward::fib::PeerIx;
 use crate::io::quic::tests::shared::{Joined, Stranger, joined};
 use crate::tunnel::lane::keys::Lane;
 use crate::tunnel::lane::{HEADER, TAG, probe};
-use crate::tunnel::{Carrier, OutBatch, Sent};
+use crate::tunnel::{Carrier, OutBatch, Sent, Turn};
 
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -19,7 +19,7 @@ fn lane() -> (crate::tunnel::lane::seal::Sealer, Arc<LaneEnd>) {
     #[derive(Debug)]
     struct Nowhere;
     impl Carrier for Nowhere {
-        fn send(&self, _: u8, batch: &mut OutBatch) -> Sent {
+        fn send(&self, _: Turn, batch: &mut OutBatch) -> Sent {
             batch.clear();
             Sent::default()
         }
@@ -213,7 +213,7 @@ impl Seat {
     fn send(&self, worker: u8) {
         let mut batch = self.tunnel.batch(OutBatch::default());
         batch.push(FrameHeader { network: 0, checksum_partial: false }, b"a packet", b"");
-        let sent = self.tunnel.send(worker, &mut batch);
+        let sent = self.tunnel.send(Turn::alone(worker), &mut batch);
         assert_eq!((sent.packets, batch.len()), (1, 0));
     }
 

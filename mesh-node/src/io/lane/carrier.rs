@@ -13,7 +13,7 @@ use crate::io::quic::datagram::Datagrams;
 use crate::io::quic::path::Beside;
 use crate::tunnel::lane::seal::Sealer;
 use crate::tunnel::lane::{HEADER, ROOM, TAG};
-use crate::tunnel::{Carrier, OutBatch, Room, Sent};
+use crate::tunnel::{Carrier, OutBatch, Room, Sent, Turn};
 
 /// Sends to one peer.
 #[derive(Debug)]
@@ -92,21 +92,21 @@ fn of_worker(mut first: SocketAddr, worker: u8) -> Option<SocketAddr> {
 }
 
 impl Carrier for LaneCarrier {
-    fn send(&self, worker: u8, batch: &mut OutBatch) -> Sent {
+    fn send(&self, turn: Turn, batch: &mut OutBatch) -> Sent {
         let mut sent = Sent::default();
         // a lane ends with its connection: what is left is counted as such by the other way
         if !self.datagrams.closed() {
             let (largest, beside) = (self.largest(), &self.beside);
-            if let Some(own) = self.way(worker).filter(|_| worker > 0) {
-                sent = own.send(batch, largest, beside, Some(&self.first));
+            if let Some(own) = self.way(turn.worker).filter(|_| turn.worker > 0) {
+                sent = own.send(turn.others, batch, largest, beside, Some(&self.first));
             }
             // also what another worker has no lane for: its own is spent, or the peer has fewer workers
             if !batch.is_empty() {
-                sent.add(self.first.send(batch, largest, beside, None));
+                sent.add(self.first.send(turn.others, batch, largest, beside, None));
             }
         }
         if !batch.is_empty() {
-            sent.add(self.datagrams.send(worker, batch));
+            sent.add(self.datagrams.send(turn, batch));
         }
         batch.clear();
         sent

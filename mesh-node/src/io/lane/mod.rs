@@ -7,8 +7,7 @@
 //!  of worker 1 --------> Way of 1 -> LaneSocket ----> lanes thread of 1 --------------^     (the next port; nothing of quinn's)
 //! ```
 //!
-//! A peer that found no room in a socket's send buffer gets an `outlet`: a socket at the same port that only sends, with a buffer of
-//! its own. Else one slow peer would take the room of all.
+//! A LaneSocket sends by an `outlet` for each peer: a socket at the same port that only sends, with a buffer of its own.
 //!
 //! What a lane's packet is, `tunnel::lane` knows; who has lanes and when they change, the control loop.
 

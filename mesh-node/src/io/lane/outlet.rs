@@ -1,18 +1,31 @@
-//! Sockets that only send, at the port of another one: each is a send buffer of its own in the kernel, for a peer that must not fill
-//! that of all.
+//! Sockets that only send, at the port of another one: each is a send buffer of its own in the kernel, for one peer. What waits in a
+//! device's queue is charged to its socket, so that a peer behind a slow device would else take the room of all, QUIC and probes included.
 //!
 //! They share the port by SO_REUSEPORT (socket(7)). A filter chooses who receives: always the first, which was there before them.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::SndBufForce;
+use nix::sys::socket::sockopt::{SndBufForce, UdpGroSegment};
 use quinn::udp::UdpSocketState;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::socket::SEND_BUFFER;
 use crate::io::tun::sys::receive_by_first;
+
+/// Bytes that the kernel may hold for one peer.
+const BUFFER: usize = 512 << 10;
+
+/// Lets this process have as many open files as it may: each outlet is one, and there is one for each peer and worker. Once, at the
+/// start. Best effort: what is refused an outlet shares the first socket.
+pub fn allow_many() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
 
 /// Binds a socket that can have outlets, where nobody has the port.
 pub fn bind(make: impl Fn() -> io::Result<Socket>, address: SocketAddr) -> io::Result<UdpSocket> {
@@ -20,13 +33,16 @@ pub fn bind(make: impl Fn() -> io::Result<Socket>, address: SocketAddr) -> io::R
     make()?.bind(&address.into())?;
     let socket = make()?;
     socket.set_reuse_port(true)?;
-    receive_by_first(&socket)?;
+    if let Err(error) = receive_by_first(&socket) {
+        tracing::debug!(%error, "no outlets: the kernel does not let one socket of a port receive all");
+        socket.set_reuse_port(false)?;
+    }
     socket.bind(&address.into())?;
     Ok(socket.into())
 }
 
-/// Makes an outlet of a socket that was bound by [`bind`].
-pub(super) fn of(first: &UdpSocket) -> io::Result<UdpSocket> {
+/// Makes an outlet of a socket that was bound by [`bind`], which `joins` datagrams or not.
+pub(super) fn of(first: &UdpSocket, joins: bool) -> io::Result<UdpSocket> {
     let address = first.local_addr()?;
     let like = SockRef::from(first);
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
@@ -39,13 +55,17 @@ pub(super) fn of(first: &UdpSocket) -> io::Result<UdpSocket> {
     }
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
+    // as the first has it: datagrams are never fragmented, and the kernel asks any socket of the port whether it may join them
     let socket = UdpSocket::from(socket);
-    // datagrams are never fragmented on their way, as those of the first are not
     UdpSocketState::new((&socket).into())?;
-    if setsockopt(&socket, SndBufForce, &SEND_BUFFER).is_err() {
-        let _ = SockRef::from(&socket).set_send_buffer_size(SEND_BUFFER);
+    setsockopt(&socket, UdpGroSegment, &joins).map_err(io::Error::from)?;
+    let plain = SockRef::from(&socket);
+    if setsockopt(&socket, SndBufForce, &BUFFER).is_err() {
+        let _ = plain.set_send_buffer_size(BUFFER);
     }
+    // a broadcast comes to all sockets of a port
+    let _ = plain.set_recv_buffer_size(0);
+    plain.bind(&address.into())?;
     Ok(socket)
 }
 
@@ -65,7 +85,7 @@ mod tests {
             let address = address.parse().unwrap();
             let first = bind(|| udp(address), address).unwrap();
             let at = first.local_addr().unwrap();
-            let outlets: Vec<_> = (0..3).map(|_| of(&first).unwrap()).collect();
+            let outlets: Vec<_> = (0..3).map(|_| of(&first, true).unwrap()).collect();
             let peers: Vec<_> = (0..50).map(|_| UdpSocket::bind(address).unwrap()).collect();
             first.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             for (at_peer, peer) in peers.iter().enumerate() {

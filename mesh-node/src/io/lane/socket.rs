@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,12 @@ pub const SEND_BUFFER: usize = 1 << 20;
 /// See there.
 pub const RECEIVE_BUFFER: usize = 768 << 10;
 
+/// How long one batch may wait for room, in all; and while there are packets for other peers: long enough for a gigabit device to send
+/// half of an outlet's buffer.
+const LONGEST: Duration = Duration::from_millis(20);
+/// See there.
+const BESIDE_OTHERS: Duration = Duration::from_millis(5);
+
 /// Messages taken with one call, each of which GRO may have made of many datagrams.
 pub const MESSAGES: usize = 4;
 /// Room for the largest of them.
@@ -42,8 +48,8 @@ pub struct LaneSocket {
     segments: bool,
     /// Destinations whose device does not.
     uncut: Arc<AtomicUsize>,
-    /// Batches that have left, to everybody.
-    batches: AtomicU64,
+    /// Datagrams are joined on receipt.
+    joins: bool,
     wake: File,
 }
 
@@ -55,10 +61,10 @@ pub struct Destination {
     /// Its device cuts trains, as far as is known.
     segments: AtomicBool,
     uncut: Arc<AtomicUsize>,
-    /// Its own socket to send by, once it found no room in that of all.
-    outlet: OnceLock<UdpSocket>,
-    /// Batches that have left for it.
-    batches: AtomicU64,
+    /// Its own socket to send by, if it can have one.
+    outlet: OnceLock<Option<UdpSocket>>,
+    /// A batch has waited for room in vain.
+    stuck: AtomicBool,
 }
 
 impl Destination {
@@ -174,20 +180,14 @@ impl LaneSocket {
     /// Takes a bound socket and turns on what makes it fast, as far as it is wanted.
     pub fn new(socket: UdpSocket, offloads: Offloads) -> io::Result<Self> {
         let state = UdpSocketState::new((&socket).into())?;
-        if !offloads.has(Offload::Gro) {
+        let joins = offloads.has(Offload::Gro);
+        if !joins {
             // it is on wherever there is one
             setsockopt(&socket, UdpGroSegment, &false).map_err(io::Error::from)?;
         }
         socket.set_nonblocking(true)?;
         let segments = offloads.has(Offload::Gso) && state.max_gso_segments() > 1;
-        Ok(Self {
-            socket,
-            state,
-            segments,
-            uncut: Arc::default(),
-            batches: AtomicU64::new(0),
-            wake: eventfd()?,
-        })
+        Ok(Self { socket, state, segments, uncut: Arc::default(), joins, wake: eventfd()? })
     }
 
     /// The address it is bound to.
@@ -219,38 +219,31 @@ impl LaneSocket {
             segments: AtomicBool::new(true),
             uncut: self.uncut.clone(),
             outlet: OnceLock::new(),
-            batches: AtomicU64::new(0),
+            stuck: AtomicBool::new(false),
         }
     }
 
-    /// Batches that have left for others.
-    pub fn batches_beside(&self, to: &Destination) -> u64 {
-        self.batches.load(Relaxed).wrapping_sub(to.batches.load(Relaxed))
-    }
-
-    /// A batch has left.
-    pub fn count_batch(&self, to: &Destination) {
-        self.batches.fetch_add(1, Relaxed);
-        to.batches.fetch_add(1, Relaxed);
-    }
-
-    /// Gives a destination a send buffer of its own, unless it has one. Where that cannot be it shares that of all.
-    pub fn part(&self, to: &Destination) {
-        if to.outlet.get().is_some() {
-            return;
+    /// For how long a batch to there may wait for room, in all. `None`: what is there has to leave first. `others`: a wait would stop
+    /// what goes to them.
+    pub fn patience(&self, to: &Destination, others: bool) -> Option<Duration> {
+        if others && to.stuck.load(Relaxed) && !has_room(self.outlet(to)) {
+            return None;
         }
-        match outlet::of(&self.socket) {
-            Ok(socket) => {
-                tracing::debug!(to = %to.to, "no room in the send buffer: it gets one of its own");
-                let _ = to.outlet.set(socket);
-            }
-            Err(error) => tracing::debug!(to = %to.to, %error, "no send buffer of its own"),
-        }
+        Some(if others { BESIDE_OTHERS } else { LONGEST })
     }
 
-    /// What trains to there are sent by.
+    /// Whether a batch has waited for room in vain.
+    pub fn note_full(&self, to: &Destination, full: bool) {
+        to.stuck.store(full, Relaxed);
+    }
+
+    /// What trains to there are sent by: nobody else's packets, and not QUIC's, wait there.
     fn outlet<'a>(&'a self, to: &'a Destination) -> &'a UdpSocket {
-        to.outlet.get().unwrap_or(&self.socket)
+        let made = to.outlet.get_or_init(|| {
+            let made = outlet::of(&self.socket, self.joins);
+            made.inspect_err(|error| tracing::debug!(to = %to.to, %error, "no send buffer of its own")).ok()
+        });
+        made.as_ref().unwrap_or(&self.socket)
     }
 
     /// Sends now or says `WouldBlock`.
@@ -265,43 +258,21 @@ impl LaneSocket {
 
     /// Sends a train. Waits for room while `patience` lasts, which is what keeps a full socket from being fed.
     pub fn send(&self, train: Train<'_>, to: &Destination, patience: &mut Duration) -> Handed {
-        let handed = hand_over(train, self.cuts(to), |part| self.call(part, train.datagram, to, patience));
+        self.send_by(self.outlet(to), train, to, patience)
+    }
+
+    /// Sends one datagram past all trains, or not.
+    pub fn send_past(&self, datagram: &[u8], to: &Destination) -> Handed {
+        let train = Train { bytes: datagram, datagram: datagram.len() };
+        self.send_by(&self.socket, train, to, &mut Duration::default())
+    }
+
+    fn send_by(&self, by: &UdpSocket, train: Train<'_>, to: &Destination, patience: &mut Duration) -> Handed {
+        let handed = hand_over(train, self.cuts(to), |part| call(by, part, train.datagram, to, patience));
         if handed.uncut {
             to.cut_no_more();
         }
         handed
-    }
-
-    /// One call, again while there may be room in time.
-    fn call(
-        &self,
-        bytes: &[u8],
-        datagram: usize,
-        to: &Destination,
-        patience: &mut Duration,
-    ) -> Result<(), Errno> {
-        let size = datagram as u16;
-        let mut messages = [ControlMessage::UdpGsoSegments(&size); 2];
-        let mut count = usize::from(bytes.len() > datagram);
-        if let Some(from) = &to.from {
-            messages[count] = match from {
-                Source::V4(info) => ControlMessage::Ipv4PacketInfo(info),
-                Source::V6(info) => ControlMessage::Ipv6PacketInfo(info),
-            };
-            count += 1;
-        }
-        let messages = &messages[..count];
-        let address = SockaddrStorage::from(to.to);
-        let socket = self.outlet(to);
-        let fd = socket.as_raw_fd();
-        loop {
-            match sendmsg(fd, &[IoSlice::new(bytes)], messages, MsgFlags::empty(), Some(&address)) {
-                Ok(_) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) if wait_for_room(socket, patience) => {}
-                Err(error) => return Err(error),
-            }
-        }
     }
 
     /// Waits until something can be received, or until [`Self::wake`].
@@ -330,6 +301,43 @@ impl LaneSocket {
         received.count = self.state.recv((&self.socket).into(), &mut slices, &mut received.meta)?;
         Ok(())
     }
+}
+
+/// One call, again while there may be room in time.
+fn call(
+    by: &UdpSocket,
+    bytes: &[u8],
+    datagram: usize,
+    to: &Destination,
+    patience: &mut Duration,
+) -> Result<(), Errno> {
+    let size = datagram as u16;
+    let mut messages = [ControlMessage::UdpGsoSegments(&size); 2];
+    let mut count = usize::from(bytes.len() > datagram);
+    if let Some(from) = &to.from {
+        messages[count] = match from {
+            Source::V4(info) => ControlMessage::Ipv4PacketInfo(info),
+            Source::V6(info) => ControlMessage::Ipv6PacketInfo(info),
+        };
+        count += 1;
+    }
+    let messages = &messages[..count];
+    let address = SockaddrStorage::from(to.to);
+    let fd = by.as_raw_fd();
+    loop {
+        match sendmsg(fd, &[IoSlice::new(bytes)], messages, MsgFlags::empty(), Some(&address)) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) if wait_for_room(by, patience) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether half of a send buffer is free.
+fn has_room(socket: &UdpSocket) -> bool {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+    !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
 }
 
 /// `false`: the patience is over. At its end there may be room, though too little to be told of: that takes half the buffer.
@@ -400,6 +408,26 @@ mod tests {
         assert!(!ours.segments());
         drop(to);
         assert!(ours.segments(), "with the connection ends what was known of its path");
+    }
+
+    #[test]
+    fn a_peer_whose_buffer_was_full_is_not_waited_for_beside_others_until_half_of_it_has_left() {
+        let (ours, peer) = (open("127.0.0.1:0"), UdpSocket::bind("127.0.0.1:0").unwrap());
+        let to = ours.destination(peer.local_addr().unwrap(), None);
+        // a pair of connected sockets, of which one does not read
+        let (full, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        full.set_nonblocking(true).unwrap();
+        while full.send(&[0; 4096]).is_ok() {}
+        to.outlet.set(Some(std::os::fd::OwnedFd::from(full).into())).unwrap();
+        assert_eq!(ours.patience(&to, true), Some(BESIDE_OTHERS));
+        ours.note_full(&to, true);
+        assert_eq!(ours.patience(&to, true), None);
+        assert_eq!(ours.patience(&to, false), Some(LONGEST), "alone it stops nobody");
+        while far.set_nonblocking(true).is_ok() && far.recv(&mut [0; 4096]).is_ok() {}
+        assert_eq!(ours.patience(&to, true), Some(BESIDE_OTHERS));
+        ours.note_full(&to, false);
+        let other = ours.destination(peer.local_addr().unwrap(), None);
+        assert_eq!(ours.patience(&other, true), Some(BESIDE_OTHERS));
     }
 
     #[test]

@@ -3,16 +3,15 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::socket::{Destination, LaneSocket};
 use crate::io::notices::tell;
 use crate::io::quic::path::Beside;
 use crate::notice::Notice;
-use crate::tunnel::lane::patience::Patience;
 use crate::tunnel::lane::proof::{Ask, Proof};
 use crate::tunnel::lane::seal::Sealer;
-use crate::tunnel::lane::train::{Packer, Taken, Train};
+use crate::tunnel::lane::train::{Packer, Taken};
 use crate::tunnel::lane::{HEADER, TAG};
 use crate::tunnel::{OutBatch, Sent};
 
@@ -43,7 +42,6 @@ struct Sending {
     lane: Option<Current>,
     packer: Packer,
     proof: Proof,
-    patience: Patience,
 }
 
 #[derive(Debug)]
@@ -105,23 +103,30 @@ impl Way {
         Some((self.socket.local_addr().ok()?.port(), self.to.address().port()))
     }
 
-    /// Sends what the lane takes; the frames that stay in the batch are for another way. `first`: the first worker's way, for those
+    /// Sends what the lane takes; the frames that stay in the batch are for another way. `others`: a wait would stop what goes to them.
+    /// `first`: the first worker's way, for those
     /// of another one. Its ports are taken while it is not known that packets get through between this one's.
     pub(super) fn send(
         &self,
+        others: bool,
         batch: &mut OutBatch,
         largest: usize,
         beside: &Beside,
         first: Option<&Self>,
     ) -> Sent {
         let mut sending = self.sending();
-        let Sending { lane, packer, proof, patience } = &mut *sending;
+        let Sending { lane, packer, proof } = &mut *sending;
         let Some(current) = lane else { return Sent::default() };
         let Self { socket, to, .. } = match first {
             Some(first) if !self.gets_through(current, proof, beside) => first,
             _ => self,
         };
-        let granted = patience.of_batch(socket.batches_beside(to), Instant::now);
+        let Some(granted) = socket.patience(to, others) else {
+            // no work for what is lost anyway
+            let sent = Sent { queue_full: batch.len() as u64, ..Sent::default() };
+            batch.clear();
+            return sent;
+        };
         let mut unused = granted;
         let (mut datagrams, mut calls, mut too_big) = (0, 0, 0);
         let mut packed = packer.pack(batch, &mut current.sealer, largest, |train| {
@@ -132,13 +137,7 @@ impl Way {
             handed.taken
         });
         packed.sent.waited = granted.saturating_sub(unused);
-        if packed.sent.packets > 0 {
-            socket.count_batch(to);
-        }
-        if packed.sent.queue_full > 0 {
-            patience.handle_full(socket.batches_beside(to), Instant::now());
-            socket.part(to);
-        }
+        socket.note_full(to, packed.sent.queue_full > 0);
         batch.keep_last(packed.left);
         beside.sent(datagrams, calls, too_big);
         let left = current.sealer.left();
@@ -169,8 +168,7 @@ impl Way {
         }
         let mut packet = [0; HEADER + 1 + TAG];
         if ask != Ask::No && current.sealer.seal(&mut packet).is_ok() {
-            let train = Train { bytes: &packet, datagram: packet.len() };
-            let handed = self.socket.send(train, &self.to, &mut Duration::default());
+            let handed = self.socket.send_past(&packet, &self.to);
             beside.sent(handed.datagrams, handed.calls, 0);
         }
         proof.holds(now)

@@ -26,7 +26,7 @@ use quinn::{
 use tokio::sync::mpsc;
 
 use super::aside::Aside;
-use crate::tunnel::{Carrier, InBatch, OutBatch, Sent, Tunnel};
+use crate::tunnel::{Carrier, InBatch, OutBatch, Sent, Tunnel, Turn};
 
 /// What quinn may hold for a peer before the outbound thread has to wait: a full batch and a bit. More is delay only,
 /// since the TUN's own queue stands before it.
@@ -207,7 +207,7 @@ impl Datagrams {
 }
 
 impl Carrier for Datagrams {
-    fn send(&self, _worker: u8, batch: &mut OutBatch) -> Sent {
+    fn send(&self, _: Turn, batch: &mut OutBatch) -> Sent {
         let mut sent = Sent::default();
         let mut patience = if self.stalled.load(Relaxed) { Duration::ZERO } else { PATIENCE };
         for frame in batch.take() {

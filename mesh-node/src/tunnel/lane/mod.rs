@@ -10,14 +10,13 @@
 //! ```
 //!
 //! Everything here is pure: [`keys`] makes lanes from a secret by a [`provider`]'s code, [`seal`] and [`open`] use them, [`train`] fills
-//! datagrams, [`frames`] empties them, [`agreement`] says when a lane is made and used, [`proof`] whether its packets get through, [`patience`]
-//! for how long they are waited for, [`probe`] is a lane for probes. Sockets are `io::lane`'s.
+//! datagrams, [`frames`] empties them, [`agreement`] says when a lane is made and used, [`proof`] whether its packets get through, [`probe`]
+//! is a lane for probes. Sockets are `io::lane`'s.
 
 pub mod agreement;
 pub mod frames;
 pub mod keys;
 pub mod open;
-pub mod patience;
 pub mod probe;
 pub mod proof;
 pub mod provider;

@@ -12,7 +12,6 @@ use super::*;
 mod agreement;
 mod frames;
 mod packets;
-mod patience;
 mod replay;
 mod trains;
 mod window;
