@@ -25,6 +25,16 @@ impl Company {
         self.latest = Some((peer, now));
     }
 
+    /// A peer had no room for all of its batch.
+    pub(super) fn handle_full(&mut self, peer: PeerIx) {
+        if self.other.is_some_and(|(other, _)| other == peer) {
+            self.other = None;
+        }
+        if self.latest.is_some_and(|(latest, _)| latest == peer) {
+            self.latest = self.other.take();
+        }
+    }
+
     /// Whether others are there besides a peer.
     pub(super) fn has_others(&self, peer: PeerIx, now: Instant) -> bool {
         let lately =
@@ -57,6 +67,24 @@ mod tests {
         assert!(company.has_others(A, at(3999)));
         assert!(!company.has_others(A, at(4000)));
         assert!(company.has_others(B, at(4000)) && company.has_others(C, at(4000)));
+    }
+
+    #[test]
+    fn peers_without_room_stop_nobody() {
+        let now = Instant::now();
+        let mut company = Company::default();
+        company.handle_sent(A, now);
+        company.handle_sent(B, now);
+        company.handle_full(A);
+        assert!(company.has_others(A, now) && !company.has_others(B, now));
+        company.handle_full(B);
+        assert!(!company.has_others(A, now) && !company.has_others(B, now));
+        for (full, left) in [(A, B), (B, A)] {
+            company.handle_sent(A, now);
+            company.handle_sent(B, now);
+            company.handle_full(full);
+            assert!(company.has_others(full, now) && !company.has_others(left, now));
+        }
     }
 
     #[test]

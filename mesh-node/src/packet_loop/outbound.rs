@@ -434,7 +434,9 @@ impl Peers {
             to.tunnel.count_egress(Direction::Outbound, network, to.egress);
             let turn = Turn { worker, others: self.company.has_others(to.peer, now) };
             let sent = to.tunnel.send(turn, &mut to.frames);
-            if sent.queue_full == 0 && sent.packets > 0 {
+            if sent.queue_full > 0 {
+                self.company.handle_full(to.peer);
+            } else if sent.packets > 0 {
                 self.company.handle_sent(to.peer, now);
             }
             report(sent);

@@ -36,7 +36,7 @@ pub trait Carrier: fmt::Debug + Send + Sync {
 pub struct Turn {
     /// Which worker.
     pub worker: u8,
-    /// It has packets for other peers too, which a wait for this one would stop.
+    /// It had packets for other peers lately, which took them: a wait for this one would stop them.
     pub others: bool,
 }
 

@@ -27,11 +27,8 @@ pub fn allow_many() {
     }
 }
 
-/// Binds a socket that can have outlets, where nobody has the port.
-pub fn bind(make: impl Fn() -> io::Result<Socket>, address: SocketAddr) -> io::Result<UdpSocket> {
-    // one that shares its port would not be told that it is in use
-    make()?.bind(&address.into())?;
-    let socket = make()?;
+/// Binds a socket that can have outlets, where nobody has the port: one with a filter of its own cannot join others there.
+pub fn bind(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
     socket.set_reuse_port(true)?;
     if let Err(error) = receive_by_first(&socket) {
         tracing::debug!(%error, "no outlets: the kernel does not let one socket of a port receive all");
@@ -83,7 +80,7 @@ mod tests {
     fn an_outlet_sends_from_the_port_and_receives_nothing() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let address = address.parse().unwrap();
-            let first = bind(|| udp(address), address).unwrap();
+            let first = bind(udp(address).unwrap(), address).unwrap();
             let at = first.local_addr().unwrap();
             let outlets: Vec<_> = (0..3).map(|_| of(&first, true).unwrap()).collect();
             let peers: Vec<_> = (0..50).map(|_| UdpSocket::bind(address).unwrap()).collect();
@@ -105,11 +102,11 @@ mod tests {
     #[test]
     fn a_port_that_somebody_has_is_in_use() {
         let address = "127.0.0.1:0".parse().unwrap();
-        let shared = bind(|| udp(address), address).unwrap();
+        let shared = bind(udp(address).unwrap(), address).unwrap();
         let alone = UdpSocket::bind(address).unwrap();
         for taken in [shared, alone] {
             let at = taken.local_addr().unwrap();
-            let error = bind(|| udp(at), at).unwrap_err();
+            let error = bind(udp(at).unwrap(), at).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         }
     }

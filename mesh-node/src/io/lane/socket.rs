@@ -1,4 +1,4 @@
-//! The UDP socket that QUIC and lanes share. It never blocks by itself: quinn's tasks must not wait in it, packet threads wait
+//! The UDP socket that QUIC and lanes share: all is received by it, QUIC sends by it, lanes by an outlet for each peer. It never blocks by itself: quinn's tasks must not wait in it, packet threads wait
 //! beside it.
 
 use std::fs::File;
@@ -23,9 +23,9 @@ use crate::io::tun::sys::eventfd;
 use crate::notice::Notice;
 use crate::tunnel::lane::train::{Taken, Train};
 
-/// Bytes the kernel may hold for us: measured, less costs throughput in one direction and more adds delay in the other.
+/// Bytes the kernel may hold for us to send: for QUIC, and for lanes without outlets.
 pub const SEND_BUFFER: usize = 1 << 20;
-/// See there.
+/// The same received: measured, less costs throughput and more adds delay.
 pub const RECEIVE_BUFFER: usize = 768 << 10;
 
 /// How long one batch may wait for room, in all; and while there are packets for other peers: long enough for a gigabit device to send
@@ -226,15 +226,20 @@ impl LaneSocket {
     /// For how long a batch to there may wait for room, in all. `None`: what is there has to leave first. `others`: a wait would stop
     /// what goes to them.
     pub fn patience(&self, to: &Destination, others: bool) -> Option<Duration> {
-        if others && to.stuck.load(Relaxed) && !has_room(self.outlet(to)) {
-            return None;
+        match (others, to.stuck.load(Relaxed)) {
+            (false, _) => Some(LONGEST),
+            (true, false) => Some(BESIDE_OTHERS),
+            (true, true) => has_room(self.outlet(to)).then_some(Duration::ZERO),
         }
-        Some(if others { BESIDE_OTHERS } else { LONGEST })
     }
 
-    /// Whether a batch has waited for room in vain.
+    /// Whether a batch has waited for room in vain. It is waited for again once a batch leaves room behind it.
     pub fn note_full(&self, to: &Destination, full: bool) {
-        to.stuck.store(full, Relaxed);
+        if full {
+            to.stuck.store(true, Relaxed);
+        } else if to.stuck.load(Relaxed) && has_room(self.outlet(to)) {
+            to.stuck.store(false, Relaxed);
+        }
     }
 
     /// What trains to there are sent by: nobody else's packets, and not QUIC's, wait there.
@@ -355,6 +360,8 @@ fn wait_for_room(socket: &UdpSocket, patience: &mut Duration) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use socket2::{Domain, Socket, Type};
+
     use super::*;
 
     fn received(by: &UdpSocket) -> Vec<Vec<u8>> {
@@ -364,7 +371,9 @@ mod tests {
     }
 
     fn open(address: &str) -> LaneSocket {
-        LaneSocket::new(UdpSocket::bind(address).unwrap(), Offloads::ALL).unwrap()
+        let address: SocketAddr = address.parse().unwrap();
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None).unwrap();
+        LaneSocket::new(outlet::bind(socket, address).unwrap(), Offloads::ALL).unwrap()
     }
 
     #[test]
@@ -382,6 +391,7 @@ mod tests {
             let bytes = [7; 2500];
             let train = Train { bytes: &bytes, datagram: 1000 };
             assert_eq!(ours.send(train, &to, &mut Duration::default()).taken, Taken::Yes);
+            assert!(matches!(to.outlet.get(), Some(Some(_))), "by a socket of its own");
             peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let (len, source) = peer.recv_from(&mut [0; 65_536]).unwrap();
             assert_eq!((len, source.ip()), (1000, from.to_canonical()));
@@ -423,9 +433,12 @@ mod tests {
         ours.note_full(&to, true);
         assert_eq!(ours.patience(&to, true), None);
         assert_eq!(ours.patience(&to, false), Some(LONGEST), "alone it stops nobody");
-        while far.set_nonblocking(true).is_ok() && far.recv(&mut [0; 4096]).is_ok() {}
-        assert_eq!(ours.patience(&to, true), Some(BESIDE_OTHERS));
         ours.note_full(&to, false);
+        assert_eq!(ours.patience(&to, true), None, "the last batch fitted, and nothing has left");
+        while far.set_nonblocking(true).is_ok() && far.recv(&mut [0; 4096]).is_ok() {}
+        assert_eq!(ours.patience(&to, true), Some(Duration::ZERO));
+        ours.note_full(&to, false);
+        assert_eq!(ours.patience(&to, true), Some(BESIDE_OTHERS));
         let other = ours.destination(peer.local_addr().unwrap(), None);
         assert_eq!(ours.patience(&other, true), Some(BESIDE_OTHERS));
     }

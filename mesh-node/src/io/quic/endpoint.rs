@@ -65,7 +65,7 @@ impl Bind {
             let port = self.listen.port().checked_add(worker.into());
             let port = port.with_context(|| format!("no port is left for worker {worker}"))?;
             let address = SocketAddr::new(self.listen.ip(), port);
-            let bound = lane::outlet::bind(|| socket(address), address);
+            let bound = socket(address).and_then(|socket| lane::outlet::bind(socket, address));
             let socket = bound.with_context(|| match worker {
                 0 => format!("bind {address}"),
                 _ => format!("bind {address}, the port of packet worker {worker} (`workers`)"),
