@@ -1,5 +1,5 @@
-//! The UDP socket that QUIC and lanes share: all is received by it, QUIC sends by it, lanes by an outlet for each peer. It never blocks by itself: quinn's tasks must not wait in it, packet threads wait
-//! beside it.
+//! The UDP socket that QUIC and lanes share: all is received by it, QUIC sends by it, lanes by an outlet for each peer. None of them
+//! blocks by itself: quinn's tasks must not wait in it, packet threads wait beside it.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Write as _};
@@ -28,10 +28,9 @@ pub const SEND_BUFFER: usize = 1 << 20;
 /// The same received: measured, less costs throughput and more adds delay.
 pub const RECEIVE_BUFFER: usize = 768 << 10;
 
-/// How long one batch may wait for room, in all; and while there are packets for other peers: long enough for a gigabit device to send
-/// half of an outlet's buffer.
+/// How long one batch may wait for room, in all.
 const LONGEST: Duration = Duration::from_millis(20);
-/// See there.
+/// The same while there are packets for other peers: long enough for a gigabit device to send half of an outlet's buffer.
 const BESIDE_OTHERS: Duration = Duration::from_millis(5);
 
 /// Messages taken with one call, each of which GRO may have made of many datagrams.

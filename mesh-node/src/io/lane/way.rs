@@ -103,9 +103,9 @@ impl Way {
         Some((self.socket.local_addr().ok()?.port(), self.to.address().port()))
     }
 
-    /// Sends what the lane takes; the frames that stay in the batch are for another way. `others`: a wait would stop what goes to them.
-    /// `first`: the first worker's way, for those
-    /// of another one. Its ports are taken while it is not known that packets get through between this one's.
+    /// Sends what the lane takes; the frames that stay in the batch are for another way. `others`: a wait would stop what goes to
+    /// them. `first`: the first worker's way, for those of another one. Its ports are taken while it is not known that packets get
+    /// through between this one's.
     pub(super) fn send(
         &self,
         others: bool,
