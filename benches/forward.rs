@@ -6,8 +6,8 @@ use mesh_node::forward::fib::{Egress, EgressVia, NetworkFib, NetworkSpec, PeerIx
 use mesh_node::forward::flows::Flows;
 use mesh_node::forward::segment::{Coalescer, GSO_TCPV4, NEEDS_CSUM, VnetHdr, cut, on_wire};
 use mesh_node::forward::{inbound, outbound, translate_flow};
-use mesh_node::tunnel::lane::keys::{Cipher, Ratchet, Side};
-use mesh_node::tunnel::lane::provider::Provider;
+use mesh_node::tunnel::lane::cipher::{Cipher, Provider};
+use mesh_node::tunnel::lane::keys::{Ratchet, Side};
 use mesh_node::tunnel::lane::{HEADER, TAG};
 use mesh_proto::Prefix;
 use mesh_proto::ip::checksum::{checksum, pseudo_header};

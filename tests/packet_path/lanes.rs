@@ -11,7 +11,8 @@ use mesh_node::forward::counters::LaneCount;
 use mesh_node::io::lane::LaneWire;
 use mesh_node::io::lane::carrier::LaneCarrier;
 use mesh_node::io::lane::table::LaneEnd;
-use mesh_node::tunnel::lane::keys::{Cipher, Lane, Ratchet, Side};
+use mesh_node::tunnel::lane::cipher::Cipher;
+use mesh_node::tunnel::lane::keys::{Lane, Ratchet, Side};
 use mesh_node::tunnel::lane::seal::Sealer;
 use mesh_node::tunnel::lane::{HEADER, LaneId, TAG};
 

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 
+use mesh_node::tunnel::lane::cipher::Cipher;
 use mesh_node::tunnel::lane::frames::Frames;
-use mesh_node::tunnel::lane::keys::{Cipher, Ratchet, Side};
+use mesh_node::tunnel::lane::keys::{Ratchet, Side};
 use proptest::prelude::*;
 
 use super::lanes::{OnLanes, SECRET};

@@ -23,8 +23,8 @@ use crate::io::quic::path::Beside;
 use crate::tunnel::Tunnel;
 use crate::tunnel::lane::LaneId;
 use crate::tunnel::lane::agreement::{Agreement, Step};
-use crate::tunnel::lane::keys::{Cipher, Ratchet, Side};
-use crate::tunnel::lane::provider::{Provider, has_aes};
+use crate::tunnel::lane::cipher::{Cipher, Provider, has_aes};
+use crate::tunnel::lane::keys::{Ratchet, Side};
 
 /// How long a lane can still be received after the peer has been seen to send on the next one: many times what is on its way.
 const GRACE: Duration = Duration::from_secs(10);

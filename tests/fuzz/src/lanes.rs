@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use mesh_node::forward::fib::PeerIx;
 use mesh_node::io::lane::table::{LaneEnd, LaneTable};
+use mesh_node::tunnel::lane::cipher::Cipher;
 use mesh_node::tunnel::lane::frames::Frames;
-use mesh_node::tunnel::lane::keys::{Cipher, Ratchet, Side};
+use mesh_node::tunnel::lane::keys::{Ratchet, Side};
 use mesh_node::tunnel::lane::window::{Arrival, SIZE, Window};
 use mesh_node::tunnel::lane::{HEADER, LaneId, TAG};
 use mesh_node::tunnel::{Carrier, OutBatch, Sent, Tunnel, Turn};

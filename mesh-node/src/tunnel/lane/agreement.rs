@@ -9,7 +9,8 @@
 //! has said that it can receive it, and receives on the lane before until that has had time to run empty: nothing is lost.
 
 use super::LaneId;
-use super::keys::{Cipher, Lane, Ratchet};
+use super::cipher::Cipher;
+use super::keys::{Lane, Ratchet};
 use super::open::Opener;
 use super::seal::Sealer;
 

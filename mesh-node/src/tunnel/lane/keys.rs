@@ -13,49 +13,13 @@ use aws_lc_rs::hkdf;
 pub use rustls::Side;
 use rustls::quic::Version;
 
+use super::cipher::{Cipher, Provider};
 use super::open::Opener;
-use super::provider::Provider;
 use super::seal::Sealer;
 use super::{ID_LEN, LaneId};
 
 /// Bytes of a link.
 pub const SECRET: usize = 32;
-
-/// What protects a lane's packets: the AEADs of TLS 1.3 (RFC 8446 appendix B.4), by their registered numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u16)]
-pub enum Cipher {
-    /// AES-128-GCM: the fastest where the processor has AES.
-    Aes128Gcm = 0x1301,
-    /// AES-256-GCM.
-    Aes256Gcm = 0x1302,
-    /// ChaCha20-Poly1305: the fastest elsewhere.
-    ChaCha20Poly1305 = 0x1303,
-}
-
-impl Cipher {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Aes128Gcm, Self::Aes256Gcm, Self::ChaCha20Poly1305];
-
-    /// From its number.
-    pub fn from_wire(number: u16) -> Option<Self> {
-        Self::ALL.into_iter().find(|cipher| *cipher as u16 == number)
-    }
-
-    /// The first that the dialer names and the acceptor has; both sides come to the same.
-    pub fn agreed(dialer: &[u16], acceptor: &[u16]) -> Option<Self> {
-        dialer.iter().filter(|number| acceptor.contains(number)).find_map(|number| Self::from_wire(*number))
-    }
-
-    /// Its name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Aes128Gcm => "AES-128-GCM",
-            Self::Aes256Gcm => "AES-256-GCM",
-            Self::ChaCha20Poly1305 => "ChaCha20-Poly1305",
-        }
-    }
-}
 
 /// Both ends of one lane, as one side has them. Neither can be copied: a packet number exists once.
 pub struct Lane {

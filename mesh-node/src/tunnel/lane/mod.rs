@@ -9,17 +9,17 @@
 //! +----------+-----------------------------+--------------+-----------------------------------+---------+
 //! ```
 //!
-//! Everything here is pure: [`keys`] makes lanes from a secret by a [`provider`]'s code, [`seal`] and [`open`] use them, [`train`] fills
+//! Everything here is pure: [`keys`] makes lanes from a secret for a [`cipher`], [`seal`] and [`open`] use them, [`train`] fills
 //! datagrams, [`frames`] empties them, [`agreement`] says when a lane is made and used, [`proof`] whether its packets get through, [`probe`]
 //! is a lane for probes. Sockets are `io::lane`'s.
 
 pub mod agreement;
+pub mod cipher;
 pub mod frames;
 pub mod keys;
 pub mod open;
 pub mod probe;
 pub mod proof;
-pub mod provider;
 pub mod seal;
 pub mod train;
 pub mod window;

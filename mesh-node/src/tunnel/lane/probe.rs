@@ -5,8 +5,9 @@ use mesh_proto::frame;
 use mesh_proto::limits::FRAME_HEADER;
 use mesh_proto::liveness::Probe;
 
+use super::cipher::Cipher;
 use super::frames::Frames;
-use super::keys::{Cipher, Lane, Ratchet, SECRET, Side};
+use super::keys::{Lane, Ratchet, SECRET, Side};
 use super::open::{Opener, Refused};
 use super::seal::{Sealer, Spent};
 use super::{DATAGRAM, HEADER, TAG};

@@ -2,10 +2,10 @@
 
 use rustls::quic::{DirectionalKeys, Version};
 
+use super::cipher::{Cipher, Provider};
 use super::frames::{Frames, Malformed};
-use super::keys::{Cipher, Lane, Ratchet, Side};
+use super::keys::{Lane, Ratchet, Side};
 use super::open::{Opener, Refused};
-use super::provider::Provider;
 use super::seal::Sealer;
 use super::*;
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::tunnel::lane::keys::{Cipher, Lane, Ratchet, Side};
+use crate::tunnel::lane::cipher::Cipher;
+use crate::tunnel::lane::keys::{Lane, Ratchet, Side};
 use crate::tunnel::lane::{HEADER, TAG, probe};
 
 /// The secrets of a connection that `a` makes to `b`, as each of them has them.

@@ -1,5 +1,5 @@
-//! Whose code protects the packets of lanes. AES-GCM is the largest single cost of a packet, and which implementation of it is the
-//! fastest depends on the processor.
+//! What protects the packets of lanes, and whose code does it: AES-GCM is the largest single cost of a packet, and which implementation
+//! of it is the fastest depends on the processor.
 //!
 //! aws-lc, which TLS has, uses VAES with AVX-512 alone; ring also with AVX2, which is all that AMD before Zen 4 and Intel's processors
 //! without AVX-512 have. There ring takes 0.6 of the time. Everything else is aws-lc's, key derivation and ChaCha20-Poly1305 included.
@@ -8,7 +8,41 @@ use rustls::Tls13CipherSuite;
 use rustls::crypto::{aws_lc_rs, ring};
 use rustls::quic::Suite;
 
-use super::keys::Cipher;
+/// What protects a lane's packets: the AEADs of TLS 1.3 (RFC 8446 appendix B.4), by their registered numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Cipher {
+    /// AES-128-GCM: the fastest where the processor has AES.
+    Aes128Gcm = 0x1301,
+    /// AES-256-GCM.
+    Aes256Gcm = 0x1302,
+    /// ChaCha20-Poly1305: the fastest elsewhere.
+    ChaCha20Poly1305 = 0x1303,
+}
+
+impl Cipher {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Aes128Gcm, Self::Aes256Gcm, Self::ChaCha20Poly1305];
+
+    /// From its number.
+    pub fn from_wire(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|cipher| *cipher as u16 == number)
+    }
+
+    /// The first that the dialer names and the acceptor has; both sides come to the same.
+    pub fn agreed(dialer: &[u16], acceptor: &[u16]) -> Option<Self> {
+        dialer.iter().filter(|number| acceptor.contains(number)).find_map(|number| Self::from_wire(*number))
+    }
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Aes128Gcm => "AES-128-GCM",
+            Self::Aes256Gcm => "AES-256-GCM",
+            Self::ChaCha20Poly1305 => "ChaCha20-Poly1305",
+        }
+    }
+}
 
 /// Who implements the AEADs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
