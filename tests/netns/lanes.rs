@@ -197,6 +197,8 @@ fn a_peer_behind_a_slow_device_does_not_stop_what_goes_to_others() {
     let downs = |lab: &Lab| ["ph1", "ph3"].map(|host| lab.notices(host, "tunnel_down"));
     let before_downs = downs(&lab);
     lab.spawn("vm3", &["timeout", "30", "iperf3", "-s", "-1"]).unwrap();
+    let listens = || lab.sh("vm3", "ss -Hltn sport = :5201").is_ok_and(|ss| ss.stdout.contains("5201"));
+    assert!(wait_until(SOON, listens));
     let flood = ["timeout", "20", "iperf3", "-u", "-c", "10.77.3.10", "-b", "100M", "-l", "1200", "-t", "8"];
     let ping = ["ping", "-n", "-i", "0.02", "-c", "200", VM2];
     std::thread::scope(|s| {
