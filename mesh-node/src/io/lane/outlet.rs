@@ -27,6 +27,13 @@ pub fn allow_many() {
     }
 }
 
+/// Bytes that the kernel may hold for us to send. The host's limit (wmem_max) is for ordinary programs: CAP_NET_ADMIN may go beyond.
+pub fn send_buffer(socket: &UdpSocket, bytes: usize) {
+    if setsockopt(socket, SndBufForce, &bytes).is_err() {
+        let _ = SockRef::from(socket).set_send_buffer_size(bytes);
+    }
+}
+
 /// Binds a socket that can have outlets, where nobody has the port: one with a filter of its own cannot join others there.
 pub fn bind(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
     socket.set_reuse_port(true)?;
@@ -56,10 +63,8 @@ pub(super) fn of(first: &UdpSocket, joins: bool) -> io::Result<UdpSocket> {
     let socket = UdpSocket::from(socket);
     UdpSocketState::new((&socket).into())?;
     setsockopt(&socket, UdpGroSegment, &joins).map_err(io::Error::from)?;
+    send_buffer(&socket, BUFFER);
     let plain = SockRef::from(&socket);
-    if setsockopt(&socket, SndBufForce, &BUFFER).is_err() {
-        let _ = plain.set_send_buffer_size(BUFFER);
-    }
     // a broadcast comes to all sockets of a port
     let _ = plain.set_recv_buffer_size(0);
     plain.bind(&address.into())?;

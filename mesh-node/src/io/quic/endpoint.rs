@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use aws_lc_rs::{digest, hmac};
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
+use nix::sys::socket::sockopt::RcvBufForce;
 use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig};
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 use rand::RngCore;
@@ -182,13 +182,10 @@ fn socket(listen: SocketAddr) -> std::io::Result<Socket> {
 /// Bytes that the kernel may hold for us. The host's limits (rmem_max, wmem_max) are for ordinary programs: CAP_NET_ADMIN may go
 /// beyond.
 fn buffers(socket: &UdpSocket, receive: usize, send: usize) {
-    let plain = SockRef::from(socket);
     if setsockopt(socket, RcvBufForce, &receive).is_err() {
-        let _ = plain.set_recv_buffer_size(receive);
+        let _ = SockRef::from(socket).set_recv_buffer_size(receive);
     }
-    if setsockopt(socket, SndBufForce, &send).is_err() {
-        let _ = plain.set_send_buffer_size(send);
-    }
+    lane::outlet::send_buffer(socket, send);
 }
 
 /// Keys for stateless resets and connection IDs come from the node's key, so that a restarted node's reset is understood
