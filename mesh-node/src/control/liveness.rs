@@ -15,8 +15,9 @@
 //!
 //! Deviates from RFC 5880: probes of a session that is not up are not slowed to one a second (section 6.8.3), since the tunnel
 //! is ours and its other end known; what a session wants is fixed for its life, so that there is no poll sequence; each side counts
-//! by its own multiplier (section 6.8.4 takes the sender's), so that what an operator writes holds where it is written; and
-//! whatever else comes from the peer proves its life as a probe does, so that a full tunnel is not taken for a dead one.
+//! by its own multiplier (section 6.8.4 takes the sender's), so that what an operator writes holds where it is written;
+//! whatever else comes from the peer proves its life as a probe does, so that a full tunnel is not taken for a dead one; and a
+//! probe of a session's beginning that comes late does not end it.
 
 use std::time::{Duration, Instant};
 
@@ -88,7 +89,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session that is down; its first probe is due at once.
+    /// A session that is down; its first probe is due at once. Its number must be no other's of the same tunnel.
     pub fn new(discriminator: u32, params: ProbeParams, now: Instant) -> Self {
         Self {
             discriminator: discriminator.max(1),
@@ -134,9 +135,19 @@ impl Session {
         unknown || probe.your_discriminator == self.discriminator
     }
 
+    /// A probe of the peer's session before that had heard of ours, which is up since: the first ones go two ways, one of which may take
+    /// long, and a path may change their order. A session that has failed says why, and one that begins anew has another number.
+    fn is_late(&self, probe: &Probe) -> bool {
+        self.state == State::Up
+            && probe.state == State::Down
+            && probe.your_discriminator == 0
+            && probe.diagnostic == Diagnostic::None
+            && self.remote.is_some_and(|remote| remote.discriminator == probe.my_discriminator)
+    }
+
     /// A probe from the peer. One that is meant for another session is ignored.
     pub fn handle_probe(&mut self, probe: &Probe, now: Instant) -> Option<Change> {
-        if !self.is_for_us(probe) {
+        if !self.is_for_us(probe) || self.is_late(probe) {
             return None;
         }
         self.remote = Some(Remote {

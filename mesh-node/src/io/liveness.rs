@@ -242,6 +242,8 @@ struct Tunnel {
     untold: Option<Change>,
     /// The peer's last probe that said "up".
     said: u64,
+    /// The number of the last session.
+    number: u32,
 }
 
 impl Tunnel {
@@ -334,6 +336,7 @@ impl Thread {
                     ours: false,
                     untold: None,
                     said: 0,
+                    number: 0,
                 };
                 self.sessions.insert(conn, tunnel);
                 self.adapt();
@@ -356,8 +359,10 @@ impl Thread {
             Message::Probed { conn, heard, probe, at } => {
                 heard.waiting.fetch_sub(1, Relaxed);
                 let Some(tunnel) = self.sessions.get_mut(&conn) else { return };
-                let answering = || Session::answering(conn.0 as u32, &probe, at);
-                let session = tunnel.session.get_or_insert_with(answering);
+                let session = tunnel.session.get_or_insert_with(|| {
+                    tunnel.number += 1;
+                    Session::answering(tunnel.number, &probe, at)
+                });
                 if !session.is_for_us(&probe) {
                     STRAY.fetch_add(1, Relaxed);
                     return;
@@ -381,7 +386,8 @@ impl Thread {
                 Some(wanted) if has != Some(*wanted) => {
                     // the other side must not take the new beginning for a failure
                     tunnel.take_leave();
-                    tunnel.session = Some(Session::new(conn.0 as u32, *wanted, now));
+                    tunnel.number += 1;
+                    tunnel.session = Some(Session::new(tunnel.number, *wanted, now));
                     tunnel.ours = true;
                 }
                 Some(_) if !tunnel.ours => {

@@ -101,6 +101,32 @@ fn two_ends_agree_within_a_few_probes_and_silence_is_seen_in_time() {
 }
 
 #[test]
+fn copies_of_probes_that_come_late_change_nothing_and_do_not_hide_a_new_beginning() {
+    let mut pair = Pair::new(ProbeParams::DEFAULT, ProbeParams::DEFAULT, 1);
+    let mut copies = Vec::new();
+    for _ in 0..300 {
+        pair.now += MS;
+        let (now, late) = (pair.now, pair.now + 70 * MS);
+        for from in 0..2 {
+            let Some(probe) = pair.ends[from].poll_transmit(now, &mut pair.rng) else { continue };
+            pair.changes[1 - from]
+                .extend(pair.ends[1 - from].handle_probe(&probe, now).map(|change| (MS, change)));
+            copies.push((late, 1 - from, probe));
+        }
+        while let Some((_, to, probe)) = copies.first().copied().filter(|(at, ..)| *at <= now) {
+            copies.remove(0);
+            let told = pair.ends[to].handle_probe(&probe, now);
+            assert_eq!(told, None, "{probe:?}");
+        }
+    }
+    assert_eq!(pair.changes.each_ref().map(Vec::len), [1, 1], "{:?}", pair.changes);
+    // one end begins anew, and its farewell is lost
+    pair.ends[0] = Session::new(8, ProbeParams::DEFAULT, pair.now);
+    pair.run(200 * MS, |_, _| false);
+    assert_eq!(pair.states(), [State::Up, State::Up], "{:?}", pair.changes);
+}
+
+#[test]
 fn the_slower_of_two_wishes_counts() {
     let slow = ProbeParams { interval: 200 * MS, multiplier: 2 };
     let mut pair = Pair::new(ProbeParams::DEFAULT, slow, 1);

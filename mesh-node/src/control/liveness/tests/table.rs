@@ -19,6 +19,10 @@ enum Event {
     Probe(State),
     /// The same, of a sender that does not know our number yet.
     Nameless(State),
+    /// The same, of a session that has failed before.
+    Failed,
+    /// The same, of one that begins after the one that was heard.
+    Anew,
     /// The same, for another session.
     Stray(State),
     Traffic,
@@ -32,13 +36,15 @@ enum Event {
     Farewell,
 }
 
-const EVENTS: [Event; 16] = [
+const EVENTS: [Event; 18] = [
     Event::Probe(AdminDown),
     Event::Probe(Down),
     Event::Probe(Init),
     Event::Probe(Up),
     Event::Nameless(AdminDown),
     Event::Nameless(Down),
+    Event::Failed,
+    Event::Anew,
     Event::Stray(AdminDown),
     Event::Stray(Down),
     Event::Stray(Init),
@@ -97,6 +103,11 @@ fn happen(session: &mut Session, event: Event, start: Instant) -> Option<Change>
     match event {
         Event::Probe(state) => session.handle_probe(&probe(state, OURS), now),
         Event::Nameless(state) => session.handle_probe(&probe(state, 0), now),
+        Event::Failed => {
+            let diagnostic = Diagnostic::DetectionTimeExpired;
+            session.handle_probe(&Probe { diagnostic, ..probe(Down, 0) }, now)
+        }
+        Event::Anew => session.handle_probe(&Probe { my_discriminator: THEIRS + 1, ..probe(Down, 0) }, now),
         Event::Stray(state) => session.handle_probe(&probe(state, OURS + 1), now),
         Event::Traffic => {
             session.handle_traffic(now);
@@ -118,16 +129,17 @@ fn happen(session: &mut Session, event: Event, start: Instant) -> Option<Change>
 
 /// Where each state goes, and what is told. A line says nothing of events that change nothing and tell nothing.
 fn expected(state: State, event: Event) -> (State, &'static str) {
-    use Event::{Farewell, Late, Nameless, Overdue, Probe};
+    use Event::{Anew, Failed, Farewell, Late, Nameless, Overdue, Probe};
     match (state, event) {
         // who has taken leave does not come back
         (AdminDown, _) => (AdminDown, ""),
         (_, Farewell) => (AdminDown, ""),
-        (Down, Probe(Down) | Nameless(Down)) => (Init, ""),
+        (Down, Probe(Down) | Nameless(Down) | Failed | Anew) => (Init, ""),
         (Down, Probe(Init)) => (Up, "alive"),
         (Init, Probe(Init | Up)) => (Up, "alive"),
         (Init, Probe(AdminDown) | Nameless(AdminDown) | Late) => (Down, ""),
-        (Up, Probe(Down) | Nameless(Down)) => (Down, "silent"),
+        // a nameless one that gives no reason is of this session's beginning, and late
+        (Up, Probe(Down) | Failed | Anew) => (Down, "silent"),
         (Up, Probe(AdminDown) | Nameless(AdminDown)) => (Down, "unknown"),
         (Up, Late | Overdue) | (Down | Init, Overdue) => (Down, "silent"),
         _ => (state, ""),

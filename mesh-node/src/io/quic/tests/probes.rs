@@ -16,8 +16,8 @@ use crate::io::quic::hearing::Hearing;
 use crate::tunnel::lane::keys::Side;
 use crate::tunnel::lane::probe::{EXAMPLE, lane};
 
-/// Our number of the session: the connection's.
-const OURS: u32 = 7;
+/// Our number of the session: the tunnel's first.
+const OURS: u32 = 1;
 
 fn probe(state: State, to: u32) -> Probe {
     Probe { state, your_discriminator: to, ..EXAMPLE }
