@@ -177,6 +177,7 @@ fn the_bounds_of_queues_are_those_of_the_sources() {
         "udp_waiting",
         "udp_receive",
         "receive_buffer",
+        "backlog",
         "inbound",
     ] {
         assert!(shown.contains(&format!("\"{name}\"")) && text.contains(&format!("`{name}`")), "{name}");

@@ -8,8 +8,8 @@
 //!                      cut into the peer's batch                  inbound thread (one per node)
 //!                      Tunnel::send per peer                        frame, forward::inbound per packet
 //!                                                                   join into superpackets --> network's TUN
-//!                                                                 lanes thread (one per node that has lanes)
-//!                                                                   the same, from the UDP socket
+//!                                                                 lanes thread (one per worker, where there are lanes)
+//!                                                                   the same, from the UDP socket; by flow
 //! ```
 //!
 //! All take the snapshot once per batch. No lock and no allocation per packet, but for one lock where the outbound threads of a
@@ -22,6 +22,7 @@
 //! `node` builds the TUNs and calls [`PacketLoops`]; each connection's reader task gets a clone of the sender.
 #![allow(clippy::disallowed_methods, reason = "the loops read the clock, once per batch")]
 
+mod backlog;
 mod company;
 mod deliver;
 mod flow_table;
@@ -36,6 +37,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
@@ -49,7 +51,7 @@ use crate::io::lane::socket::LaneSocket;
 use crate::io::quic::datagram::{InboundSender, inbound_queue};
 use crate::io::slowness::DeviceOffloads;
 use crate::io::tun::Tun;
-use crate::io::tun::sys::{prioritise_thread, realtime_thread};
+use crate::io::tun::sys::{prioritise_thread, realtime_thread, short_turns};
 use crate::io::vital;
 use crate::tunnel::Snapshot;
 use flow_table::TENDER;
@@ -59,6 +61,10 @@ use queues::Queues;
 /// Packet threads run before ordinary ones: they hold the packets of all of them. A unit's `Nice=` says the same; this
 /// is for a daemon started by hand.
 const NICE: i32 = -10;
+
+/// What a packet thread asks the scheduler for at a time, the least there is: a packet waits for the threads that have the processor,
+/// and who wants it for a short time is let in earlier.
+const TURN: Duration = Duration::from_micros(100);
 
 /// What all packet threads share.
 #[derive(Debug)]
@@ -206,9 +212,7 @@ impl PacketLoops {
 
     /// Stops every thread and waits for them. Dropping does the same.
     pub fn stop(&mut self) {
-        for network in self.outbound.keys().copied().collect::<Vec<_>>() {
-            self.remove_network(network);
-        }
+        // what has come to them is written first, while there are devices to write to
         if let Some((stop, thread)) = self.inbound_thread.take() {
             stop.store(true, Relaxed);
             self.inbound.wake();
@@ -218,6 +222,9 @@ impl PacketLoops {
             stop.store(true, Relaxed);
             socket.wake();
             join(thread);
+        }
+        for network in self.outbound.keys().copied().collect::<Vec<_>>() {
+            self.remove_network(network);
         }
     }
 
@@ -245,6 +252,9 @@ impl Drop for PacketLoops {
 pub fn prioritise() {
     if !prioritise_thread(NICE) {
         tracing::debug!(nice = NICE, "no priority for a packet thread: CAP_SYS_NICE is missing");
+    }
+    if let Err(error) = short_turns(TURN) {
+        tracing::debug!(%error, "no shorter turns for a packet thread");
     }
 }
 

@@ -115,6 +115,7 @@ fn figures_of_a_transfer_are_of_that_transfer() {
             "udp_waiting",
             "udp_receive",
             "receive_buffer",
+            "backlog",
             "inbound"
         ]
     );

@@ -232,7 +232,9 @@ fn lengths_and_offsets_that_lie_within_an_inner_packet_are_malformed_or_change_n
         let taken = taker.taken();
         assert!(taken.iter().all(|written| written[1] == 0), "{name}: joined");
         if !expected {
-            assert_eq!(fixed(&taken[1][VNET_HEADER..]), fixed(&packet), "{name}");
+            // a datagram is another flow, which may come before or after
+            let came = taken.iter().any(|written| fixed(&written[VNET_HEADER..]) == fixed(&packet));
+            assert!(came, "{name}: {taken:02x?}");
         }
     }
 }

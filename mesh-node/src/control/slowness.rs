@@ -216,6 +216,8 @@ impl Control {
         ours("udp_waiting", "bytes", (Some(received), None), [0, 0]);
         ours("udp_receive", "datagrams", (None, None), [before.socket_dropped, after.socket_dropped]);
         ours("receive_buffer", "packets", (None, None), full(Direction::Inbound));
+        // the socket fills
+        ours("backlog", "superpackets", (Some(after.counters.backlog), None), [0, 0]);
         // who fills it waits
         let [depth, limit] = facts.inbound_queue;
         ours("inbound", "batches", (Some(depth), Some(limit)), [0, 0]);

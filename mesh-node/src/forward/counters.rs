@@ -231,6 +231,8 @@ pub struct Counters {
     lanes: Box<[WorkerCounts]>,
     /// How many of them exist.
     lanes_workers: AtomicU8,
+    /// Superpackets that wait in each of them.
+    backlogs: Box<[AtomicU64]>,
     unknown_lane: Count,
     port_dropped: Count,
 }
@@ -244,6 +246,7 @@ impl Default for Counters {
 impl Counters {
     /// All zero, with room for every network there can be, and for so many workers of each.
     pub fn new(workers: u8) -> Self {
+        let backlogs = (0..workers).map(|_| AtomicU64::default()).collect();
         let workers = || (0..workers).map(|_| WorkerCounts::default()).collect();
         let network = |_| NetworkCounts { workers: workers(), ..NetworkCounts::default() };
         Self {
@@ -252,6 +255,7 @@ impl Counters {
             inbound: WorkerCounts::default(),
             lanes: workers(),
             lanes_workers: AtomicU8::new(0),
+            backlogs,
             unknown_lane: Count::default(),
             port_dropped: Count::default(),
         }
@@ -260,6 +264,13 @@ impl Counters {
     /// There is one more worker for lanes, of the next number: its counts exist from now on.
     pub fn add_lanes_worker(&self) {
         self.lanes_workers.fetch_add(1, Relaxed);
+    }
+
+    /// So many superpackets wait in the lanes thread of a worker.
+    pub fn backlog(&self, worker: u8, waiting: usize) {
+        if let Some(backlog) = self.backlogs.get(usize::from(worker)) {
+            backlog.store(waiting as u64, Relaxed);
+        }
     }
 
     /// Counts datagrams of no lane that is known, and datagrams that found QUIC's queue full.
@@ -357,6 +368,7 @@ impl Counters {
             outbound_workers: self.networks.iter().map(|n| read(&n.workers)).collect(),
             inbound_worker: self.inbound.read(),
             lanes_workers: self.lanes.iter().take(lanes).map(WorkerCounts::read).collect(),
+            backlog: self.backlogs.iter().map(|waiting| waiting.load(Relaxed)).sum(),
             unknown_lane: self.unknown_lane.read(),
             port_dropped: self.port_dropped.read(),
         }

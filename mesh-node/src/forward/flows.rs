@@ -532,6 +532,15 @@ fn elected(via: &[EgressVia], egress: Egress) -> bool {
     via.iter().any(|member| member.egress == egress)
 }
 
+/// Tells flows apart for a queue: of the headers of a packet, or of a superpacket, whose rest may be elsewhere. The fragments of a packet
+/// are of one flow, which is not that of whole packets.
+pub fn hash(headers: &[u8], seed: u64) -> u64 {
+    let Ok(layout) = Layout::of_quoted(headers) else { return 0 };
+    let key = Key::of(headers, &layout);
+    let whole = layout.fragment == Fragment::Whole;
+    key.map_or(0, |key| if whole { key } else { key.without_ports() }.hash(seed))
+}
+
 /// The member that a flow between these addresses goes to: the one with the highest hash, so that the loss of one moves only
 /// its own (Thaler and Ravishankar, 1998). Nodes with the same members decide the same.
 pub fn rendezvous(via: &[EgressVia], addresses: impl FnOnce() -> (IpAddr, IpAddr)) -> Option<Egress> {

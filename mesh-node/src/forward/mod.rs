@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use mesh_proto::ip::{L4, Layout, Packet};
 
 pub mod counters;
+pub mod fair_queue;
 pub mod fib;
 pub mod flows;
 pub mod prefix_map;

@@ -6,24 +6,22 @@ use mesh_proto::frame::FrameHeader;
 use mesh_proto::ip::Packet;
 use mesh_proto::limits::FRAME_HEADER;
 
-use super::Shared;
 use super::queues::Queues;
 use crate::config::offloads::Offload;
-use crate::forward::counters::{Direction, Drops, Flow, TrafficCount};
+use crate::forward::counters::{Counters, Direction, Drops, Flow, TrafficCount};
 use crate::forward::fib::NetworkIx;
 use crate::forward::segment::{Coalescer, Output, Piece};
 use crate::forward::{self, DropReason, Internet, Outcome, Verdict};
 use crate::io::tun::Tun;
 use crate::tunnel::{Snapshot, Tunnel};
 
-/// The packets of a batch by network. They lie in the caller's buffers, where they are rewritten, until [`Self::write_all`].
+/// The packets of a batch by network. They lie in the caller's buffers, where they are rewritten, until [`Self::drain`].
 #[derive(Default)]
 pub(super) struct ToNetworks {
     /// By `NetworkIx`.
     networks: Vec<Option<ForNetwork>>,
     /// Which of them this batch has packets for.
     used: Vec<NetworkIx>,
-    slices: Vec<IoSlice<'static>>,
 }
 
 /// What one batch is delivered with.
@@ -53,7 +51,6 @@ struct Decided {
 /// What a batch holds for one network.
 struct ForNetwork {
     coalescer: Coalescer<Decided>,
-    count: TrafficCount,
     mapped: u64,
     /// From the Internet, with the sender as egress node; to the Internet, with this node as egress node.
     from_internet: TrafficCount,
@@ -64,7 +61,6 @@ impl ForNetwork {
     fn new(tun: &Tun) -> Self {
         Self {
             coalescer: Coalescer::new(tun.offloads().has(Offload::Uso)),
-            count: TrafficCount::default(),
             mapped: 0,
             from_internet: TrafficCount::default(),
             to_internet: TrafficCount::default(),
@@ -73,11 +69,6 @@ impl ForNetwork {
 }
 
 impl ToNetworks {
-    /// Whether there is nothing to write.
-    pub(super) fn is_empty(&self) -> bool {
-        self.used.is_empty()
-    }
-
     /// Checks and maps the packet in a frame, which lies at `start` of the caller's buffer number `buffer`, and puts it to those
     /// of its network. One that continues a superpacket is looked up and mapped with that.
     pub(super) fn put(
@@ -117,7 +108,6 @@ impl ToNetworks {
             self.used.push(network);
         }
         let count = TrafficCount { packets: 1, bytes: packet.len() as u64 };
-        to.count.add(count);
         match internet {
             Internet::No => {}
             Internet::From => to.from_internet.add(count),
@@ -127,44 +117,73 @@ impl ToNetworks {
         Ok(())
     }
 
-    /// Writes what the batch holds, network by network. Says how many writes it took.
-    pub(super) fn write_all(
+    /// Gives away what the batch holds, network by network and in order.
+    pub(super) fn drain(
         &mut self,
-        shared: &Shared,
-        means: &Means<'_>,
+        counters: &Counters,
         from: &Tunnel,
-        buffers: &[Vec<u8>],
-        drops: &mut Drops,
-    ) -> u64 {
-        let counters = &shared.counters;
-        let mut writes = 0;
+        mut take: impl FnMut(NetworkIx, &Output<'_>),
+    ) {
         for network in self.used.drain(..) {
-            let ix = usize::from(network.0);
-            let (Some(Some(of)), Some(tun)) = (self.networks.get_mut(ix), means.tun(network)) else {
-                continue;
-            };
-            for output in of.coalescer.outputs() {
-                if write(tun, &output, buffers, &mut self.slices) {
-                    writes += 1;
-                } else {
-                    let refused = on_wire(&output);
-                    drops.add(DropReason::TunError, refused.packets);
-                    of.count.packets -= refused.packets;
-                    of.count.bytes -= refused.bytes;
-                }
-            }
-            counters.traffic(network, Flow::Receive, std::mem::take(&mut of.count));
+            let Some(Some(of)) = self.networks.get_mut(usize::from(network.0)) else { continue };
+            of.coalescer.outputs().for_each(|output| take(network, &output));
             counters.traffic(network, Flow::CarriedTransmit, std::mem::take(&mut of.to_internet));
             from.count_egress(Direction::Inbound, network, std::mem::take(&mut of.from_internet));
             counters.mapped(Direction::Inbound, network, std::mem::take(&mut of.mapped));
             of.coalescer.clear();
         }
-        writes
+    }
+}
+
+/// Writes to TUNs, and counts what they take.
+#[derive(Default)]
+pub(super) struct Writer {
+    slices: Vec<IoSlice<'static>>,
+    writes: u64,
+    /// By `NetworkIx`.
+    taken: Vec<TrafficCount>,
+    drops: Drops,
+}
+
+impl Writer {
+    /// One superpacket in one write. Its pieces lie in `buffers`; `count` is what it was on the wire.
+    pub(super) fn write(
+        &mut self,
+        means: &Means<'_>,
+        network: NetworkIx,
+        output: &Output<'_>,
+        count: TrafficCount,
+        buffers: &[Vec<u8>],
+    ) {
+        // the device may have been removed since the packet was checked
+        let Some(tun) = means.tun(network) else {
+            self.drops.add(DropReason::UnknownNetwork, count.packets);
+            return;
+        };
+        if !write(tun, output, buffers, &mut self.slices) {
+            self.drops.add(DropReason::TunError, count.packets);
+            return;
+        }
+        self.writes += 1;
+        let ix = usize::from(network.0);
+        if self.taken.len() <= ix {
+            self.taken.resize_with(ix + 1, TrafficCount::default);
+        }
+        self.taken[ix].add(count);
+    }
+
+    /// Counts what was written and what was not, and says how many writes it was.
+    pub(super) fn settle(&mut self, counters: &Counters) -> u64 {
+        counters.dropped(Direction::Inbound, &std::mem::take(&mut self.drops));
+        for (ix, taken) in self.taken.iter_mut().enumerate().filter(|(_, taken)| taken.packets > 0) {
+            counters.traffic(NetworkIx(ix as u8), Flow::Receive, std::mem::take(taken));
+        }
+        std::mem::take(&mut self.writes)
     }
 }
 
 /// The packets that one output was made of.
-fn on_wire(output: &Output<'_>) -> TrafficCount {
+pub(super) fn on_wire(output: &Output<'_>) -> TrafficCount {
     let payload: u64 = output.pieces.iter().map(|p| u64::from(p.len)).sum();
     let packets = output.packets as u64;
     TrafficCount { packets, bytes: payload + packets * output.header.len() as u64 }

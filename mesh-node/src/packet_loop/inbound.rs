@@ -11,7 +11,7 @@ use std::time::Instant;
 use mesh_proto::limits::FRAME_HEADER;
 
 use super::Shared;
-use super::deliver::{Means, ToNetworks};
+use super::deliver::{Means, ToNetworks, Writer, on_wire};
 use crate::forward::DropReason;
 use crate::forward::counters::{Batch, Direction, Drops, Worker};
 use crate::io::quic::datagram::InboundQueue;
@@ -22,7 +22,8 @@ const ARENA: usize = 0;
 
 /// Delivers until told to stop.
 pub(super) fn run(shared: &Shared, mut queue: InboundQueue, stop: &AtomicBool) {
-    let mut inbound = Inbound { shared, arena: [Vec::new()], to: ToNetworks::default() };
+    let mut inbound =
+        Inbound { shared, arena: [Vec::new()], to: ToNetworks::default(), writer: Writer::default() };
     while !stop.load(Relaxed) {
         if let Some(batch) = queue.recv() {
             inbound.batch(&batch);
@@ -36,6 +37,7 @@ struct Inbound<'a> {
     /// where they lie.
     arena: [Vec<u8>; 1],
     to: ToNetworks,
+    writer: Writer,
 }
 
 impl Inbound<'_> {
@@ -59,9 +61,14 @@ impl Inbound<'_> {
         }
         let packets = batch.frames.len() as u64 + batch.lost;
         batch.tunnel.count_received(packets, bytes);
-        let superpackets = self.to.write_all(self.shared, &means, &batch.tunnel, &self.arena, &mut drops);
-        self.shared.counters.dropped(Direction::Inbound, &drops);
+        let counters = &self.shared.counters;
+        let Self { to, writer, arena, .. } = self;
+        to.drain(counters, &batch.tunnel, |network, output| {
+            writer.write(&means, network, output, on_wire(output), arena);
+        });
+        let superpackets = writer.settle(counters);
+        counters.dropped(Direction::Inbound, &drops);
         let busy = start.elapsed();
-        self.shared.counters.batch(Worker::Inbound, Batch { packets, superpackets, busy });
+        counters.batch(Worker::Inbound, Batch { packets, superpackets, busy });
     }
 }

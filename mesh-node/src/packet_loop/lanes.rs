@@ -1,9 +1,10 @@
-//! Mesh to VM on lanes: one thread for each worker, from its UDP socket to the TUN of each network, without a queue in between.
+//! Mesh to VM on lanes: one thread for each worker, from its UDP socket to the TUN of each network.
 //!
 //! 1. Receive a few messages, each a datagram or a train that GRO joined.
 //! 2. A datagram with the ID of a lane of ours is opened where it lies; all others are quinn's, if they came to the first worker.
 //! 3. Per frame: header, network, `forward::inbound` with the lane's peer.
-//! 4. Join over the whole batch; one write per superpacket, straight from the receive buffers.
+//! 4. Join over the whole batch; the superpackets wait by flow, and their bytes where they were received (`backlog`).
+//! 5. Write one, or some small ones, each with one call. Then look at the socket again.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,11 +16,14 @@ use mesh_proto::limits::FRAME_HEADER;
 use quinn::udp::RecvMeta;
 
 use super::Shared;
-use super::deliver::{Means, ToNetworks};
+use super::backlog::Backlog;
+use super::deliver::{Means, ToNetworks, Writer};
 use crate::forward::DropReason;
 use crate::forward::counters::{Batch, Direction, Drops, LaneCount, Worker};
+use crate::io::chance;
 use crate::io::lane::LaneWire;
-use crate::io::lane::socket::{LaneSocket, Received};
+use crate::io::lane::received::Received;
+use crate::io::lane::socket::LaneSocket;
 use crate::io::lane::table::LaneEnd;
 use crate::tunnel::lane::LaneId;
 use crate::tunnel::lane::frames::Frames;
@@ -45,28 +49,41 @@ pub(super) fn run(shared: &Shared, wire: &LaneWire, worker: u8, socket: &LaneSoc
         wire,
         worker,
         to: ToNetworks::default(),
+        backlog: Backlog::new(chance()),
+        writer: Writer::default(),
         tally: Tally::default(),
         strays: Strays { since: Instant::now(), passed: 0 },
     };
     let mut received = Received::default();
     while !stop.load(Relaxed) {
-        match socket.receive(&mut received) {
-            Ok(()) => {
-                heard(Some(received.count));
-                lanes.batch(&mut received);
+        let room = if received.has_room() { lanes.backlog.room() } else { 0 };
+        let message_count = match (room > 0).then(|| socket.receive(&mut received, room)) {
+            None => 0,
+            Some(Ok(count)) => {
+                heard(Some(count));
+                count
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                heard(None);
-                if socket.wait().is_err() {
-                    std::thread::sleep(ERROR_PAUSE);
+            Some(Err(error)) => {
+                let nothing_there = error.kind() == std::io::ErrorKind::WouldBlock;
+                if nothing_there {
+                    heard(None);
+                } else {
+                    // an ICMP error that the kernel remembers for the socket, at worst
+                    tracing::debug!(%error, "receive from the UDP socket");
                 }
+                if lanes.backlog.is_empty() {
+                    if !nothing_there || socket.wait().is_err() {
+                        std::thread::sleep(ERROR_PAUSE);
+                    }
+                    continue;
+                }
+                0
             }
-            Err(error) => {
-                // an ICMP error that the kernel remembers for the socket, at worst
-                tracing::debug!(%error, "receive from the UDP socket");
-                std::thread::sleep(ERROR_PAUSE);
-            }
-        }
+        };
+        lanes.turn(&mut received, message_count);
+    }
+    while !lanes.backlog.is_empty() {
+        lanes.turn(&mut received, 0);
     }
 }
 
@@ -77,60 +94,82 @@ struct Lanes<'a> {
     wire: &'a LaneWire,
     worker: u8,
     to: ToNetworks,
+    backlog: Backlog,
+    writer: Writer,
     tally: Tally,
     strays: Strays,
 }
 
-/// What a batch comes to.
+/// What has happened since it was counted last.
 #[derive(Default)]
 struct Tally {
+    /// Something was received.
+    open: bool,
     drops: Drops,
     packets: u64,
-    superpackets: u64,
     unknown: u64,
     port_dropped: u64,
+    busy: Duration,
 }
 
 impl Lanes<'_> {
-    fn batch(&mut self, received: &mut Received) {
+    /// Opens what one call has received, if anything, and writes some of what waits.
+    fn turn(&mut self, received: &mut Received, message_count: usize) {
         let start = Instant::now();
         let snapshot = self.shared.snapshot.load();
         let tuns = self.shared.tuns.load();
         let means = Means { snapshot: &snapshot, tuns: &tuns, worker: self.worker };
+        if message_count > 0 {
+            self.count();
+            self.tally.open = true;
+            self.take(start, &means, received, message_count);
+        }
+        self.backlog.write_some(&means, &mut self.writer, received);
+        self.tally.busy += start.elapsed();
+        self.shared.counters.backlog(self.worker, self.backlog.len());
+        if self.backlog.is_empty() {
+            self.count();
+        }
+    }
+
+    fn take(&mut self, now: Instant, means: &Means<'_>, received: &mut Received, message_count: usize) {
         // after the receiving: whatever lane a packet is for, it was there before the packet was sent
         let lanes = self.wire.table.load();
         let mut from: Option<&Arc<LaneEnd>> = None;
-        for message in 0..received.count {
-            if self.worker == 0 {
-                self.wire.probes.take_out(&mut received.buffers[message], &mut received.meta[message]);
+        for message in 0..message_count {
+            if self.worker == 0
+                && let Some((_, bytes, meta)) = received.message(message)
+            {
+                self.wire.probes.take_out(bytes, meta);
             }
-            let meta = received.meta[message];
-            let stride = meta.stride.max(1);
             let mut at = 0;
-            while at < meta.len {
-                let bytes = &received.buffers[message][at..meta.len];
-                let (claimed, len) = run_of(&lanes, bytes, stride);
+            while let Some((buffer, bytes, meta)) = received.message(message)
+                && at < meta.len
+            {
+                let meta = *meta;
+                let stride = meta.stride.max(1);
+                let rest = &bytes[at..meta.len];
+                let (claimed, len) = run_of(&lanes, rest, stride);
                 let Some(lane) = claimed else {
-                    self.pass_on(start, &bytes[..len], RecvMeta { stride, ..meta });
+                    self.pass_on(now, &rest[..len], RecvMeta { stride, ..meta });
                     at += len;
                     continue;
                 };
                 // what is written together counts for one peer, and goes to the queues of one worker
                 let whose = |lane: &LaneEnd| (lane.tunnel.peer(), lane.worker());
-                if let Some(before) = from.replace(lane)
-                    && whose(before) != whose(lane)
-                {
-                    self.write(&means, before, &received.buffers);
+                let before = from.replace(lane).filter(|before| whose(before) != whose(lane));
+                if let Some(before) = before {
+                    self.queue(before, received);
+                    continue;
                 }
-                let run = at..at + len;
-                self.open(&means, lane, &mut received.buffers[message], message as u32, run, stride);
+                self.open(means, lane, bytes, buffer as u32, at..at + len, stride);
                 at += len;
             }
         }
         if let Some(last) = from {
-            self.write(&means, last, &received.buffers);
+            self.queue(last, received);
         }
-        self.count(start);
+        received.let_go();
     }
 
     /// Datagrams of one lane, one after the other in a message.
@@ -186,13 +225,12 @@ impl Lanes<'_> {
         self.tally.packets += packets;
     }
 
-    /// To the queues of the worker whose lane it came by: wherever that was heard, the answers are to be its own.
-    fn write(&mut self, means: &Means<'_>, from: &LaneEnd, buffers: &[Vec<u8>]) {
-        let means = &Means { worker: from.worker(), ..*means };
-        if !self.to.is_empty() {
-            let drops = &mut self.tally.drops;
-            self.tally.superpackets += self.to.write_all(self.shared, means, &from.tunnel, buffers, drops);
-        }
+    /// For the queues of the worker whose lane it came by: wherever that was heard, the answers are to be its own.
+    fn queue(&mut self, from: &LaneEnd, received: &mut Received) {
+        let Self { to, backlog, .. } = self;
+        to.drain(&self.shared.counters, &from.tunnel, |network, output| {
+            backlog.push(network, from.worker(), output, received);
+        });
     }
 
     /// Datagrams that are no lane's go to quinn, which has the first worker's port.
@@ -215,14 +253,19 @@ impl Lanes<'_> {
         }
     }
 
-    fn count(&mut self, start: Instant) {
-        let Tally { drops, packets, superpackets, unknown, port_dropped } = std::mem::take(&mut self.tally);
+    /// Counts a batch, if there is one: what one call has received, and what was written until the next.
+    fn count(&mut self) {
+        if !self.tally.open {
+            return;
+        }
         let counters = &self.shared.counters;
+        let superpackets = self.writer.settle(counters);
+        let Tally { drops, packets, unknown, port_dropped, busy, .. } = std::mem::take(&mut self.tally);
         counters.dropped(Direction::Inbound, &drops);
         if unknown + port_dropped > 0 {
             counters.strays(unknown, port_dropped);
         }
-        counters.batch(Worker::Lanes(self.worker), Batch { packets, superpackets, busy: start.elapsed() });
+        counters.batch(Worker::Lanes(self.worker), Batch { packets, superpackets, busy });
     }
 }
 

@@ -18,6 +18,8 @@ pub struct Snapshot {
     pub(super) outbound_workers: Vec<Vec<WorkerSnapshot>>,
     pub(super) inbound_worker: WorkerSnapshot,
     pub(super) lanes_workers: Vec<WorkerSnapshot>,
+    /// Superpackets that lanes threads have received and not written yet, now.
+    pub backlog: u64,
     /// Datagrams that name a lane that this node does not have.
     pub unknown_lane: u64,
     /// Datagrams that found QUIC's queue behind the shared socket full.

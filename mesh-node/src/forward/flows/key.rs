@@ -79,7 +79,7 @@ impl Key {
     pub(super) const NONE: Self = Self { addresses: [0; 4], rest: 0 };
 
     #[inline]
-    fn of(packet: &[u8], layout: &Layout) -> Option<Self> {
+    pub(super) fn of(packet: &[u8], layout: &Layout) -> Option<Self> {
         let (at, len) = layout.addresses();
         let both = packet.get(at..at + 2 * len)?;
         let mut addresses = [0; 4];

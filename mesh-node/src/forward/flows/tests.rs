@@ -475,3 +475,20 @@ fn a_flow_leaves_an_egress_that_carries_but_not_to_its_destination() {
     world.net = NetworkFib::new(spec);
     assert_eq!(world.way(&udp(2)), by(ONE), "as long as a prefix of it holds");
 }
+
+#[test]
+fn a_queue_tells_flows_apart_by_their_headers_and_keeps_fragments_together() {
+    let packet = |port: u8, fragment| v4(transport::UDP, 0x0a00_0001, 0x0a00_0002, fragment, &[port; 40]);
+    let of = |packet: &[u8]| hash(packet, 7);
+    let whole = packet(1, 0);
+    assert_eq!(of(&whole), of(&whole[..28]), "of a superpacket the headers are known");
+    assert_ne!(of(&whole), of(&packet(2, 0)));
+    assert_ne!(of(&whole), hash(&whole, 8), "by chance");
+    let (more, later) = (0x2000, 5);
+    assert_eq!(
+        of(&packet(1, more)),
+        of(&packet(9, later)),
+        "whatever its bytes, it belongs to the first one"
+    );
+    assert_eq!(of(&[0x45]), of(&[]));
+}

@@ -14,6 +14,7 @@
 pub mod carrier;
 pub mod outlet;
 pub mod port;
+pub mod received;
 pub mod socket;
 pub mod table;
 mod way;

@@ -2,7 +2,7 @@
 //! blocks by itself: quinn's tasks must not wait in it, packet threads wait beside it.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Write as _};
+use std::io::{self, IoSlice, Write as _};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -13,9 +13,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::UdpGroSegment;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt};
-use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn::udp::{Transmit, UdpSocketState};
 
 use super::outlet;
+use super::received::Received;
 use crate::config::offloads::{Offload, Offloads};
 use crate::control::slowness::SOCKET;
 use crate::io::notices::tell;
@@ -32,11 +33,6 @@ pub const RECEIVE_BUFFER: usize = 768 << 10;
 const LONGEST: Duration = Duration::from_millis(20);
 /// The same while there are packets for other peers: long enough for a gigabit device to send half of an outlet's buffer.
 const BESIDE_OTHERS: Duration = Duration::from_millis(5);
-
-/// Messages taken with one call, each of which GRO may have made of many datagrams.
-pub const MESSAGES: usize = 4;
-/// Room for the largest of them.
-const MESSAGE: usize = 65_536;
 
 /// One socket, and how to wake who waits for it.
 #[derive(Debug)]
@@ -109,24 +105,6 @@ impl Source {
                 ipi6_ifindex: 0,
             }),
         }
-    }
-}
-
-/// What one call received.
-#[derive(Debug)]
-pub struct Received {
-    /// The messages' bytes, from their beginning.
-    pub buffers: Vec<Vec<u8>>,
-    /// Of each, in the same order.
-    pub meta: [RecvMeta; MESSAGES],
-    /// How many there are.
-    pub count: usize,
-}
-
-impl Default for Received {
-    fn default() -> Self {
-        let buffers = (0..MESSAGES).map(|_| vec![0; MESSAGE]).collect();
-        Self { buffers, meta: [RecvMeta::default(); MESSAGES], count: 0 }
     }
 }
 
@@ -296,14 +274,9 @@ impl LaneSocket {
         let _ = (&self.wake).write(&1u64.to_ne_bytes());
     }
 
-    /// Receives what is there; nothing is `WouldBlock`.
-    pub fn receive(&self, received: &mut Received) -> io::Result<()> {
-        received.count = 0;
-        let mut buffers = received.buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer));
-        let mut slices: [IoSliceMut<'_>; MESSAGES] =
-            std::array::from_fn(|_| buffers.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
-        received.count = self.state.recv((&self.socket).into(), &mut slices, &mut received.meta)?;
-        Ok(())
+    /// Receives what is there, at most so many messages and as far as there is room; nothing is `WouldBlock`. Says how many it was.
+    pub fn receive(&self, received: &mut Received, most: usize) -> io::Result<usize> {
+        received.fill(most, |slices, meta| self.state.recv((&self.socket).into(), slices, meta))
     }
 }
 
