@@ -14,9 +14,8 @@
 //! it is not renewed, and every probe says "down".
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,9 +28,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use self::beside::Sending;
+pub use self::heard::Heard;
+use self::heard::digest;
 use self::mailbox::{Receiver, Sender, mailbox};
 use self::pulse::Pulse;
-use super::atomic_instant::AtomicInstant;
 use super::host::lease::Renewals;
 use super::notices::tell;
 use super::quic::connection::Event;
@@ -43,6 +43,7 @@ use crate::control::liveness::{Change, HeardBy, Judgement, ProbeParams, Session}
 use crate::notice::Notice;
 
 pub mod beside;
+mod heard;
 mod mailbox;
 pub mod pulse;
 
@@ -51,15 +52,6 @@ const IDLE: Duration = Duration::from_secs(3600);
 
 /// Messages taken at once: a peer that floods us with probes must not keep ours, or the lease, from being sent in time.
 const BURST: usize = 256;
-
-/// Probes of one connection that may wait for the thread: far more than a peer sends while the thread does not run. What comes beyond
-/// is dropped; that something came is noted anyway.
-const WAITING: u32 = 64;
-
-/// Probes of one connection for the thread in a while: some times what the fastest pace makes. It is real-time, and a peer that floods
-/// it must not hold a processor.
-const IN_WINDOW: u32 = 16;
-const WINDOW: Duration = Duration::from_millis(10);
 
 /// Turns of the runtime before anybody is called silent: one reads the socket, the next ones bring what was read through quinn to
 /// the reader task. One takes 1 to 2 ms.
@@ -87,66 +79,6 @@ enum Message {
     Keep { lease: Lease },
     Probed { conn: ConnId, heard: Arc<Heard>, probe: Probe, at: Instant },
     Close { conn: ConnId },
-}
-
-/// What has come from a peer: noted by whoever reads the socket, and by the connection's reader task once a batch.
-#[derive(Debug, Default)]
-pub struct Heard {
-    /// When something came last.
-    last: AtomicInstant,
-    /// Probes that the thread has not taken yet.
-    waiting: AtomicU32,
-    /// Since when those in `lately` were taken.
-    window: AtomicInstant,
-    lately: AtomicU32,
-    /// Probes have come beside the connection.
-    beside: AtomicBool,
-    /// What a probe says that says nothing new, as [`digest`] has it; 0: there is none.
-    steady: AtomicU64,
-}
-
-/// Of a probe; never 0.
-fn digest(probe: &Probe) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(&probe.encode());
-    hasher.finish() | 1
-}
-
-impl Heard {
-    /// Something has come.
-    pub fn now(&self) {
-        self.last.set(Instant::now());
-    }
-
-    /// A probe of a session that is up on both sides, which says what the last one said, proves life and nothing else: the thread need
-    /// not wake up for it.
-    fn knows(&self, probe: &Probe) -> bool {
-        let steady = self.steady.load(Relaxed);
-        steady != 0 && steady == digest(probe)
-    }
-
-    /// Whether the thread is to have one probe more.
-    fn takes(&self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.window.get()) >= WINDOW {
-            self.window.set(now);
-            self.lately.store(0, Relaxed);
-        }
-        self.lately.fetch_add(1, Relaxed) < IN_WINDOW
-            && self
-                .waiting
-                .fetch_update(Relaxed, Relaxed, |waiting| (waiting < WAITING).then_some(waiting + 1))
-                .is_ok()
-    }
-
-    /// Probes that the thread has not taken yet.
-    #[cfg(test)]
-    pub(crate) fn waiting(&self) -> u32 {
-        self.waiting.load(Relaxed)
-    }
-
-    fn last(&self) -> Instant {
-        self.last.get()
-    }
 }
 
 /// How the rest of the node talks to the thread. It ends when the last of these is dropped.
